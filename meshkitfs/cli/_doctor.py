@@ -1,0 +1,224 @@
+"""``doctor``: what this machine, this home and its stores are like. Works with nothing set up or running.
+
+It asks for no passphrase and changes nothing. Each check stands alone: one that breaks is itself reported
+as failed, and the others still run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..daemon import client, config
+from ..daemon.failures import as_error
+from ..errors import MeshkitError
+from ..fuse import preflight
+from ._context import Context
+from ._mounting import daemon_info
+from ._output import printable, size, table
+
+__all__ = ["Check", "doctor"]
+
+OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
+_MINIMUM = (3, 11)
+_LOW_SPACE = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: ``status`` is ok, info, warn (works, but) or fail (something will not work)."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+def doctor(context: Context, _args: argparse.Namespace) -> int:
+    """``doctor``: exit 0 when nothing failed, else 1."""
+    checks: list[Check] = []
+    for examine in (_python, _kernel, _fuse, _key_vaults, _home, _stores, _daemon, _mountpoint):
+        checks += _guarded(examine, context)
+    good = all(check.status != FAIL for check in checks)
+    rows = [(_MARKS.get(check.status, check.status), check.name, check.detail) for check in checks]
+    lines = table(("", "check", "finding"), rows)
+    remedies = [check for check in checks if check.remedy]
+    if remedies:
+        lines += ["", "What to do:"]
+        lines += [f"  {printable(check.name)}: {printable(check.remedy)}" for check in remedies]
+    context.out.result(
+        {"ok": good, "version": __version__, "checks": [asdict(check) for check in checks]}, lines
+    )
+    return 0 if good else 1
+
+
+_MARKS = {OK: "ok", INFO: "info", WARN: "WARN", FAIL: "FAIL"}
+
+
+def _guarded(examine: Callable[[Context], Iterator[Check]], context: Context) -> Iterator[Check]:
+    name = examine.__name__.removeprefix("_").replace("_", " ")
+    try:
+        yield from examine(context)
+    except MeshkitError as error:
+        yield Check(name, FAIL, error.detail or error.reason.sentence, error.remedy)
+    except Exception as error:
+        failure = as_error(error)
+        yield Check(name, FAIL, failure.detail, failure.remedy)
+
+
+def _python(_context: Context) -> Iterator[Check]:
+    enough = sys.version_info >= _MINIMUM
+    yield Check(
+        "python",
+        OK if enough else FAIL,
+        f"{platform.python_version()} ({sys.executable})",
+        "" if enough else "Python 3.11 or newer is needed.",
+    )
+    bound = importlib.util.find_spec("pyfuse3") is not None
+    yield Check(
+        "pyfuse3",
+        OK if bound else FAIL,
+        "installed" if bound else "not installed",
+        "" if bound else "Install it: 'pip install pyfuse3' (needs gcc, pkg-config and libfuse3-dev).",
+    )
+
+
+def _kernel(_context: Context) -> Iterator[Check]:
+    linux = sys.platform == "linux"
+    yield Check("kernel", OK if linux else FAIL, f"{platform.system()} {platform.release()}")
+
+
+def _fuse(_context: Context) -> Iterator[Check]:
+    try:
+        preflight.check_system()
+        yield Check("/dev/fuse", OK, "can be opened")
+    except MeshkitError as error:
+        yield Check("/dev/fuse", FAIL, error.detail, error.remedy)
+    helper = shutil.which("fusermount3")
+    if helper is not None:
+        yield Check("fusermount3", OK, helper)
+    else:
+        # Root mounts without it; everybody else cannot.
+        status = WARN if os.geteuid() == 0 else FAIL
+        remedy = "Install it: 'sudo apt-get install fuse3'."
+        yield Check("fusermount3", status, "not on the PATH", remedy)
+
+
+def _key_vaults(context: Context) -> Iterator[Check]:
+    from .. import keyvault
+
+    used = keyvault.existing(context.home.root)
+    for report in keyvault.report_all(context.home.root):
+        name = f"key vault {report.kind}"
+        if report.kind == used:
+            remedy = "" if report.available else "Start or unlock it; see 'meshkitfs identity show'."
+            yield Check(
+                name, OK if report.available else FAIL, f"{report.detail} (used by this home)", remedy
+            )
+        elif used is None:
+            yield Check(name, INFO, "can be used" if report.available else report.detail)
+
+
+def _home(context: Context) -> Iterator[Check]:
+    home = context.home
+    if not home.root.exists():
+        yield Check("home", INFO, f"{home.root} does not exist yet", "Run 'meshkitfs init'.")
+        return
+    info = home.root.stat()
+    private = info.st_uid == os.geteuid() and not info.st_mode & 0o022
+    yield Check(
+        "home",
+        OK if private else FAIL,
+        f"{home.root} (mode {stat.S_IMODE(info.st_mode):04o}, owner uid {info.st_uid})",
+        "" if private else f"It must be yours and not writable for others: 'chmod go-w {home.root}'.",
+    )
+    if home.initialized:
+        mode = home.identity_file.stat().st_mode
+        tight = not mode & 0o077
+        remedy = "" if tight else f"Others can read it: 'chmod 600 {home.identity_file}'."
+        yield Check("identity", OK if tight else WARN, str(home.identity_file), remedy)
+    else:
+        yield Check("identity", INFO, "none yet", "Run 'meshkitfs init'.")
+    if home.config_path.exists():
+        config.load(home.config_path)  # what is wrong in it is this check's finding
+        yield Check("configuration", OK, str(home.config_path))
+    yield _space("home space", home.root)
+
+
+def _stores(context: Context) -> Iterator[Check]:
+    try:
+        settings = config.load(context.home.config_path)
+    except MeshkitError:
+        return  # told by the check of the home
+    store = settings.provider.store
+    yield _reachable("byte store", store, store.is_dir(), os.R_OK | os.W_OK | os.X_OK)
+    if store.is_dir():
+        yield _space("byte store space", store)
+    path = settings.metadata.path
+    yield _reachable("metadata store", path, path.is_file(), os.R_OK | os.W_OK)
+    if path.is_file() and not os.access(path.parent, os.W_OK):
+        # SQLite makes its journal beside the file.
+        yield Check(
+            "metadata directory", FAIL, f"{path.parent} is not writable", "Its group needs write access."
+        )
+
+
+def _daemon(context: Context) -> Iterator[Check]:
+    home = context.home
+    info = daemon_info(home)
+    if info is None:
+        holder = home.holder()
+        if holder is None:
+            yield Check("daemon", INFO, "not running")
+        else:
+            yield Check("daemon", WARN, f"process {holder} holds the home and has no control socket")
+        return
+    yield Check("daemon", OK, f"process {info.get('pid')}, log {home.log_file}")
+    answer = client.ask_daemon(home, "doctor", {}) or {}
+    for item in answer.get("checks") or []:
+        yield Check(
+            str(item.get("name", "?")),
+            str(item.get("status", INFO)),
+            str(item.get("detail", "")),
+            str(item.get("remedy", "")),
+        )
+
+
+def _mountpoint(context: Context) -> Iterator[Check]:
+    try:
+        point = config.load(context.home.config_path).mount.point
+    except MeshkitError:
+        point = config.default_mount_point()
+    mount = preflight.mounted_at(point)
+    if mount is None:
+        there = os.path.lexists(point)
+        yield Check("mount point", INFO, f"{point}: {'not mounted' if there else 'does not exist yet'}")
+    elif mount.fstype != preflight.FSTYPE:
+        yield Check("mount point", WARN, f"{point} is a mount of type {mount.fstype}", "Choose another.")
+    elif preflight.is_stale(point):
+        yield Check("mount point", FAIL, f"{point} is the mount of a dead daemon", "Run 'meshkitfs umount'.")
+    else:
+        yield Check("mount point", OK, f"{point} is mounted")
+
+
+def _reachable(name: str, path: Path, there: bool, need: int) -> Check:
+    if not there:
+        return Check(name, FAIL, f"{path} is not there", "Bring it back, or correct the configuration.")
+    if not os.access(path, need):
+        return Check(name, FAIL, f"{path}: permission denied", "Ask its owner for read and write access.")
+    return Check(name, OK, str(path))
+
+
+def _space(name: str, path: Path) -> Check:
+    free = shutil.disk_usage(path).free
+    low = free < _LOW_SPACE
+    return Check(name, WARN if low else OK, f"{size(free)} free", "Free some space." if low else "")

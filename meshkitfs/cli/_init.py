@@ -1,0 +1,103 @@
+"""Setting up a home: ``init`` and ``identity create``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+from functools import partial
+
+from ..daemon import client, config, logs
+from ..errors import MeshkitError
+from ._context import Context
+from ._output import fields, printable
+
+__all__ = ["create_identity", "init"]
+
+_HOLD_SECONDS = 20.0
+
+
+def init(context: Context, args: argparse.Namespace) -> int:
+    """``init``: an identity, a key vault and a configuration; published unless told otherwise."""
+    return _set_up(context, args, args.identity, publish=not args.no_publish)
+
+
+def create_identity(context: Context, args: argparse.Namespace) -> int:
+    """``identity create [NAME]``: as ``init``, without publishing."""
+    return _set_up(context, args, args.name, publish=False)
+
+
+def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, publish: bool) -> int:
+    home = context.home
+    if home.initialized:
+        if not args.if_needed:
+            raise MeshkitError("already_initialized", str(home.root))
+        context.out.result({"home": str(home.root), "created": False}, [f"{home.root} is set up already."])
+        return 0
+    given = _existing_settings(context)
+    handle = name or (given.identity if given else None) or _login_name()
+    from ..daemon import service
+
+    with home.hold(wait=_HOLD_SECONDS):
+        logs.setup(home.log_file)
+        data = client.run_async(
+            partial(
+                service.initialize,
+                home,
+                handle,
+                _provider(context, args.provider, given),
+                _metadata(context, args.metadata, given),
+                args.key_vault or (given.key_vault.type if given and given.key_vault else None),
+                context.passphrase,
+                publish,
+            )
+        )
+    vault = data.get("key_vault") or {}
+    lines = [f"Created the identity {printable(data.get('handle', handle))}."]
+    lines += fields(
+        [
+            ("fingerprint", data.get("fingerprint")),
+            ("home", home.root),
+            ("key vault", vault.get("kind")),
+            ("", vault.get("detail")),
+        ]
+    )
+    context.out.result({**data, "home": str(home.root), "created": True}, lines)
+    if vault.get("kind") == "plain-file":
+        context.out.note(
+            "Warning: the private keys are in a file without a passphrase. Whoever can read that file, "
+            "or a backup of it, is you."
+        )
+    return 0
+
+
+def _existing_settings(context: Context) -> config.Config | None:
+    """Return a configuration that was written before the identity, so that init follows it."""
+    if not os.path.lexists(context.home.config_path):
+        return None
+    return config.load(context.home.config_path)
+
+
+def _provider(context: Context, text: str | None, given: config.Config | None) -> str:
+    if text is None:
+        return given.provider.spec if given else f"local:{context.home.blocks_dir}"
+    kind, colon, place = text.partition(":")
+    # The path is the caller's, so it is seen from here; what kinds there are, the service knows.
+    return f"{kind}:{_absolute(place)}" if colon and place else text
+
+
+def _metadata(context: Context, text: str | None, given: config.Config | None) -> str:
+    if text is None:
+        return str(given.metadata.path if given else context.home.metadata_db)
+    return _absolute(text)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _login_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise MeshkitError("invalid_argument", "this user has no name; choose one with --identity") from None

@@ -1,0 +1,104 @@
+"""Commands that look: ``status``, ``sync``, ``explain``, ``version``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from .. import __version__
+from ..errors import TABLE, MeshkitError, exit_code_for
+from ._context import Context
+from ._mounting import mount_points
+from ._output import ago, fields, printable, size, table
+from ._shares import SHARE_HEADINGS, share_rows
+from ._targets import share_path
+
+__all__ = ["explain", "left_lines", "status", "sync", "version"]
+
+_MARKS = {"passed": "ok", "refused": "REFUSED", "not required": "-", "not reached": "?"}
+
+
+def status(context: Context, _args: argparse.Namespace) -> int:
+    """``status``"""
+    data = context.call("status", {})
+    pending = data.get("pending") or {}
+    lines = fields(
+        [
+            ("identity", data.get("identity")),
+            ("home", context.home.root),
+            ("mounted at", data.get("mountpoint") or "(not mounted)"),
+            ("daemon", f"process {data['pid']}" if data.get("mountpoint") and data.get("pid") else None),
+            ("unsent", _amount(pending)),
+        ]
+    )
+    shares = data.get("shares") or []
+    lines += ["", *table(SHARE_HEADINGS, share_rows(shares))] if shares else ["", "There are no shares."]
+    errors = data.get("errors") or []
+    if errors:
+        lines += ["", "Recent refusals and faults ('meshkitfs explain PATH' says more):"]
+        lines += [
+            f"  {ago(item.get('time'))}  {printable(item.get('path', ''))}: {printable(item.get('code', ''))}"
+            for item in errors
+        ]
+    context.out.result(data, lines)
+    return 0
+
+
+def sync(context: Context, args: argparse.Namespace) -> int:
+    """``sync``: exit 0 when nothing is left to send, else as ``commit_pending``."""
+    data = context.call("sync", {"timeout": args.timeout})
+    left = data.get("left") or []
+    context.out.result(data, left_lines(left) if left else ["Everything is published."])
+    return exit_code_for(MeshkitError("commit_pending")) if left else 0
+
+
+def explain(context: Context, args: argparse.Namespace) -> int:
+    """``explain PATH``: the walk through the gate, step by step. A refusal is an answer, so exit 0."""
+    path = share_path(args.path, mount_points(context.home))
+    data = context.call("explain", {"path": path})
+    steps = data.get("steps") or []
+    rows = [
+        [step.get("step"), _MARKS.get(str(step.get("result")), step.get("result")), _evidence(step)]
+        for step in steps
+    ]
+    lines = [f"{printable(data.get('path') or path)}", ""]
+    lines += table(("step", "result", "evidence"), rows)
+    code = data.get("code") or next((step["code"] for step in steps if step.get("code")), "")
+    lines.append("")
+    if not code:
+        lines.append("It may be opened.")
+    elif code in TABLE:
+        lines += [f"{code}: {TABLE[code].sentence}", TABLE[code].remedy]
+    else:
+        lines.append(printable(code))
+    context.out.result(data, lines)
+    return 0
+
+
+def version(context: Context, _args: argparse.Namespace) -> int:
+    """``version``"""
+    data = {"version": __version__, "python": platform.python_version(), "system": platform.platform()}
+    context.out.result(data, [f"meshkitfs {__version__} (Python {data['python']}, {data['system']})"])
+    return 0
+
+
+def left_lines(left: list[dict[str, Any]]) -> list[str]:
+    """Say what is not published yet: one line for each share, with the reason."""
+    lines = ["Not published yet (safe on this device, sent when it can be):"]
+    for item in left:
+        reason = f": {item['reason']}" if item.get("reason") else ""
+        lines.append(f"  {printable(item.get('share', '?'))}  {_amount(item)}{printable(reason)}")
+    return lines
+
+
+def _amount(item: Mapping[str, Any]) -> str:
+    parts = [f"{item[name]} {name}" for name in ("commits", "blocks") if item.get(name)]
+    if item.get("bytes"):
+        parts.append(size(item["bytes"]))
+    return ", ".join(parts) or "nothing"
+
+
+def _evidence(step: Mapping[str, Any]) -> str:
+    return ": ".join(str(part) for part in (step.get("code"), step.get("evidence")) if part)

@@ -1,0 +1,69 @@
+"""From argv to an exit code: the one place where failures of every kind become output."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ..daemon import logs
+from ..daemon.background import forbid_core_dumps
+from ..daemon.failures import as_error
+from ..daemon.home import Home
+from ..errors import MeshkitError, exit_code_for
+from ._context import Context
+from ._output import Output
+from ._parser import build_parser
+from ._passphrase import PassphraseSource
+
+__all__ = ["main"]
+
+_USAGE = 2
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Never raises for anything a person can cause."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Without this, Python prints what is logged to stderr. The owner of a home sets up its log file later.
+    logs.setup(None, stderr=bool(os.environ.get("MESHKITFS_DEBUG")))
+    # Asked of the raw arguments too, so that a usage error of a script comes out as JSON.
+    out = Output(json_mode="--json" in arguments)
+    try:
+        return _run(arguments, out)
+    except SystemExit as leave:  # argparse ends --help and --version this way
+        return leave.code if isinstance(leave.code, int) else 0
+    except MeshkitError as error:
+        out.failure(error)
+        return exit_code_for(error)
+    except KeyboardInterrupt:
+        out.failure(MeshkitError("operation_aborted", "interrupted"))
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`meshkitfs ... | head`); Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:
+        logging.getLogger(__name__).exception("command failed")
+        failure = as_error(error)
+        out.failure(failure)
+        return exit_code_for(failure)
+
+
+def _run(arguments: list[str], out: Output) -> int:
+    parser = build_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return _USAGE
+    args = parser.parse_args(arguments)
+    forbid_core_dumps()
+    context = Context(
+        home=Home.locate(getattr(args, "home", None), getattr(args, "config", None)),
+        out=out,
+        passphrase=PassphraseSource(getattr(args, "passphrase_fd", None)),
+    )
+    code: int = args.handler(context, args)
+    sys.stdout.flush()
+    return code

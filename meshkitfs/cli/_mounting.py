@@ -1,0 +1,201 @@
+"""Commands that begin and end a mount: ``mount``, ``umount``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..daemon import background, client, config, logs
+from ..daemon.failures import as_error
+from ..daemon.home import Home
+from ..errors import MeshkitError, exit_code_for
+from ..fuse import preflight
+from ._context import Context
+from ._output import printable
+from ._progress import ProgressLine
+
+__all__ = ["mount", "mount_points", "umount"]
+
+_INFO_SECONDS = 10.0
+_HOLD_SECONDS = 20.0
+_RELEASE_SECONDS = 30.0
+
+
+def daemon_info(home: Home) -> dict[str, Any] | None:
+    """Return what the daemon of this home says of itself, or None when there is no daemon."""
+    return client.ask_daemon(home, "daemon.info", {}, silence=_INFO_SECONDS)
+
+
+def mount_points(home: Home) -> list[Path]:
+    """Return where this home is mounted now."""
+    info = daemon_info(home)
+    return [Path(info["mountpoint"])] if info and info.get("mountpoint") else []
+
+
+def mount(context: Context, args: argparse.Namespace) -> int:
+    """``mount [DIR]``: in the background, or in this process with ``--foreground``."""
+    if args.foreground:
+        return _foreground(context, args)
+    place, info = _prepare(context, args)
+    if info is None:
+        secret = _passphrase(context)
+        options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
+        info = background.start(context.home, Path(place), options, secret)
+        text = f"Mounted at {printable(place)}. Unmount with 'meshkitfs umount'."
+    else:
+        text = f"It is mounted at {printable(place)} already."
+    context.out.result({**info, "mountpoint": place}, [text])
+    return 0
+
+
+def _foreground(context: Context, args: argparse.Namespace) -> int:
+    background.tune_allocator()
+    pipe = background.ReadyPipe(args.ready_fd)
+    in_background = args.ready_fd is not None
+    home = context.home
+    try:
+        place, info = _prepare(context, args)
+        if info is not None:
+            pipe.ready(info)
+            context.out.result(
+                {**info, "mountpoint": place}, [f"It is mounted at {printable(place)} already."]
+            )
+            return 0
+
+        def on_ready(info: dict[str, Any] | None = None) -> None:
+            pipe.ready({"mountpoint": place, **(info or {})})
+            if not in_background:
+                context.out.note(f"Mounted at {printable(place)}. Ctrl-C unmounts it.")
+
+        from ..daemon.run import run_mount
+
+        options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
+        with home.hold(wait=_HOLD_SECONDS):
+            logs.setup(home.log_file, stderr=not in_background)
+            client.run_async(partial(run_mount, home, Path(place), options, context.passphrase, on_ready))
+    except KeyboardInterrupt:
+        # Ctrl-C is how a foreground mount is ended; run_mount has unmounted by the time it gets here.
+        pipe.failed(MeshkitError("operation_aborted", signal.Signals.SIGINT.name))
+        return 0
+    except BaseException as error:
+        pipe.failed(as_error(error))
+        raise
+    return 0
+
+
+def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Check everything that can be checked before a daemon starts.
+
+    Return the resolved mount point, and what the daemon says if this home is mounted there already.
+    """
+    home = context.home
+    home.require_initialized()
+    settings = config.load(home.config_path)
+    point = settings.mount.point if args.dir is None else Path(args.dir)
+    info = daemon_info(home)
+    if info is not None:
+        place = preflight.resolve(point)
+        if info.get("mountpoint") == place:
+            return place, info
+        where = printable(info.get("mountpoint") or "nowhere yet")
+        raise MeshkitError("home_busy", f"this home is mounted at {where} (process {info.get('pid')})")
+    preflight.check_system()
+    preflight.clear_stale(point)
+    if args.dir is None and not os.path.lexists(point):
+        # Our own default may be made; a directory that a person named and that is missing is a typo.
+        point.mkdir(mode=0o700, parents=True)
+    state = (home.root, settings.provider.store, settings.metadata.path)
+    return preflight.check_mountpoint(point, state, args.nonempty), None
+
+
+def _passphrase(context: Context) -> str | None:
+    """Ask for the passphrase here, where there is a terminal; the daemon has none."""
+    from .. import keyvault
+
+    if keyvault.existing(context.home.root) != keyvault.PASSPHRASE_FILE:
+        return None
+    return context.passphrase(keyvault.PASSPHRASE_PROMPT)
+
+
+def umount(context: Context, args: argparse.Namespace) -> int:
+    """``umount [DIR]``: exit 0 when nothing is left to send, else as ``commit_pending``."""
+    home = context.home
+    wanted = None if args.dir is None else preflight.resolve(args.dir)
+    try:
+        info = daemon_info(home)
+    except MeshkitError as error:
+        context.out.note(f"The daemon does not answer ({printable(error.detail)}); unmounting without it.")
+        info = None
+    if info is not None and info.get("mountpoint") and wanted in (None, info["mountpoint"]):
+        place = str(info["mountpoint"])
+        data = _stop(context, args, place)
+    else:
+        place = wanted or preflight.resolve(_configured_point(home))
+        if not preflight.is_ours(place):
+            if args.if_needed:
+                context.out.result({"mountpoint": place, "unmounted": False}, [])
+                return 0
+            raise MeshkitError("not_mounted", place)
+        if not preflight.clear_stale(place):
+            preflight.unmount(place, lazy=args.force)
+        data = {}
+    _wait_gone(place, args.force)
+    if info is not None and not home.wait_released(_RELEASE_SECONDS):
+        raise MeshkitError("timed_out", f"unmounted, but process {home.holder()} has not ended")
+    return _report(context, place, data)
+
+
+def _configured_point(home: Home) -> Path:
+    try:
+        return config.load(home.config_path).mount.point
+    except MeshkitError:  # a mount must be endable also when the configuration has become unusable
+        return config.default_mount_point()
+
+
+def _stop(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
+    """Ask the daemon to send what is unsent, unmount and end; return what it says is left."""
+    params = {"timeout": args.timeout, "force": args.force}
+    try:
+        with ProgressLine(enabled=context.out.interactive) as progress:
+            # The daemon may be silent in a long upload only between two signs of life.
+            answer = client.ask_daemon(context.home, "daemon.stop", params, progress.update)
+    except MeshkitError as error:
+        if error.code != "daemon_unreachable":
+            raise
+        answer = None
+    if answer is None:  # it died on the way; what it left behind is taken away here
+        preflight.clear_stale(place)
+    return answer or {}
+
+
+def _wait_gone(place: str, force: bool) -> None:
+    """Wait until nothing of ours is mounted at ``place``; the kernel tells when the mount table changes."""
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    with open("/proc/self/mountinfo", "rb") as table:
+        poll = select.poll()
+        poll.register(table, select.POLLPRI)
+        while preflight.is_ours(place):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                if force:
+                    preflight.unmount(place, lazy=True)
+                    return
+                raise MeshkitError("timed_out", f"{place} is still mounted")
+            poll.poll(min(left, 1.0) * 1000)
+
+
+def _report(context: Context, place: str, data: dict[str, Any]) -> int:
+    from ._inspect import left_lines
+
+    left = data.get("left") or []
+    lines = [f"Unmounted {printable(place)}." + ("" if left or not data else " Everything is published.")]
+    if left:
+        lines += left_lines(left)
+    context.out.result({**data, "mountpoint": place, "unmounted": True}, lines)
+    return exit_code_for(MeshkitError("commit_pending")) if left else 0

@@ -1,0 +1,145 @@
+"""Everything that is printed: results, tables and failures, for people or (``--json``) for programs.
+
+Names come from other people, so whatever is printed for a terminal goes through `printable` first: a file
+name must not be able to move the cursor, recolour a warning or reverse the writing direction.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from ..errors import MeshkitError
+
+__all__ = ["Output", "ago", "clock", "duration", "fields", "printable", "size", "table"]
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+class Output:
+    """Where the results of one invocation go. Results on stdout, everything else on stderr."""
+
+    def __init__(self, *, json_mode: bool) -> None:
+        self.json_mode = json_mode
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person is looking: progress and hints are for them only."""
+        return not self.json_mode and sys.stderr.isatty()
+
+    def result(self, data: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """Print the result of a command: ``data`` as JSON, or ``lines`` for a person."""
+        if self.json_mode:
+            print(json.dumps(data, separators=(",", ":")))
+        else:
+            for line in lines:
+                print(_encodable(line))
+
+    def note(self, text: str) -> None:
+        """Say something beside the result; silent for programs."""
+        if not self.json_mode:
+            print(_encodable(text), file=sys.stderr)
+
+    def failure(self, error: MeshkitError) -> None:
+        """Say what went wrong and what to do about it, on stderr."""
+        if self.json_mode:
+            print(json.dumps({"error": error.as_dict()}, separators=(",", ":")), file=sys.stderr)
+            return
+        headline, *details = error.detail.splitlines() or [""]
+        if error.code != "invalid_argument" or not headline:  # there the detail says it all
+            details.insert(0, headline)
+            headline = f"{error.reason.sentence} [{error.code}]"
+        lines = [f"meshkitfs: error: {printable(headline)}"]
+        lines += [f"  {printable(line)}" for line in (*details, error.remedy) if line]
+        print(_encodable("\n".join(lines)), file=sys.stderr)
+
+
+def printable(value: object) -> str:
+    """Return ``value`` as text in which control, format and undecodable characters are visible escapes."""
+    return "".join(c if c.isprintable() else _escape(c) for c in str(value))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def _encodable(text: str) -> str:
+    """Replace what this terminal's encoding cannot write; a listing must not end at an umlaut."""
+    encoding = sys.stdout.encoding or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return the lines of a table with aligned columns; an empty cell shows as ``-``."""
+    cells = [[heading.upper() for heading in headings]]
+    cells += [[printable("" if cell is None else cell) or "-" for cell in row] for row in rows]
+    widths = [max(_width(row[column]) for row in cells) for column in range(len(headings))]
+    return [
+        "  ".join(
+            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
+    """Return ``name  value`` lines, aligned; pairs whose value is None or empty are left out."""
+    shown = [(name, printable(value)) for name, value in pairs if value is not None and value != ""]
+    width = max((_width(name) for name, _ in shown), default=0)
+    return [f"{name}{' ' * (width - _width(name))}  {value}" for name, value in shown]
+
+
+def size(count: int | None) -> str:
+    """Return a byte count for people: ``1.4 MiB``."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def clock(moment: float | None) -> str:
+    """Return a time (seconds since the epoch) in local time, to the minute."""
+    if moment is None:
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return str(moment)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its one or two largest units: ``6d 23h``, ``45s``."""
+    left = max(0, round(seconds))
+    parts = []
+    for name, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count:
+            parts.append(f"{count}{name}")
+    return " ".join(parts[:2]) or "0s"
+
+
+def ago(moment: float | None, now: float | None = None) -> str:
+    """Return a time with its distance from now: ``2026-11-30 15:09 (in 6d 23h)``."""
+    if moment is None:
+        return ""
+    difference = moment - (time.time() if now is None else now)
+    distance = f"in {duration(difference)}" if difference >= 0 else f"{duration(-difference)} ago"
+    return f"{clock(moment)} ({distance})"
+
+
+def _width(text: str) -> int:
+    """Return how many terminal cells ``text`` takes."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )

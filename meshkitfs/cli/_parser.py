@@ -1,0 +1,319 @@
+"""The grammar of the command line: every command, its options and its help."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from .. import __version__
+from ..daemon.config import KEY_VAULTS
+from ..errors import MeshkitError
+from . import _doctor, _init, _inspect, _mounting, _people, _shares
+from ._context import Context
+
+__all__ = ["UsageError", "build_parser"]
+
+RIGHTS: Final = ("list", "read", "write", "reshare")
+DEFAULT_TIMEOUT: Final = 300.0
+
+_EXIT_CODES: Final = """\
+exit codes:
+  0 done   2 usage   3 configuration   4 identity or key vault   5 access refused   6 integrity
+  7 unavailable or not published yet   8 no space   9 conflict   10 mounting   70 internal
+  ('doctor' exits with 1 when a check failed)
+
+environment:
+  MESHKITFS_HOME             the home directory (default ~/.local/share/meshkitfs)
+  MESHKIT_CONFIG             the configuration file (default HOME/meshkit.config.json)
+  MESHKITFS_PASSPHRASE_FILE  a file of mode 0600 that holds the passphrase of the key vault
+"""
+
+
+_Handler = Callable[[Context, argparse.Namespace], int]
+
+
+class UsageError(MeshkitError):
+    """An ``invalid_argument`` whose remedy names the help of the very command."""
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__("invalid_argument", message)
+        self._command = command
+
+    @property
+    def remedy(self) -> str:
+        return f"Try '{self._command} --help'."
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises usage errors as classified failures, so that ``--json`` covers them too."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if wrong:
+            choices = [choice.strip(" '") for choice in wrong[2].split(",")]
+            near = difflib.get_close_matches(wrong[1], choices, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices)}"
+            message = f"'{wrong[1]}' is not known here: {hint}"
+        raise UsageError(message, self.prog)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; ``args.handler(context, args)`` does the command."""
+    shared = _shared_options()
+    parser = _Parser(
+        prog="meshkitfs",
+        description="Mount encrypted, content-addressed shares as ordinary directories.",
+        epilog=_EXIT_CODES,
+        parents=[shared],
+    )
+    parser.add_argument("--version", action="version", version=f"meshkitfs {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add = _Adder(commands, shared)
+    _setup_commands(add)
+    _mount_commands(add)
+    _share_commands(add)
+    _people_commands(add)
+    _look_commands(add)
+    return parser
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    """Options that may stand before or after the command. SUPPRESS keeps one place from undoing the other."""
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    group = shared.add_argument_group("options for every command")
+    group.add_argument("--json", action="store_true", help="print the result, or the failure, as JSON")
+    group.add_argument("--home", metavar="DIR", help="use this home directory instead of MESHKITFS_HOME")
+    group.add_argument("--config", metavar="FILE", help="use this configuration file")
+    group.add_argument(
+        "--passphrase-fd", metavar="N", type=_descriptor, help="read the passphrase from file descriptor N"
+    )
+    return shared
+
+
+class _Adder:
+    """Adds commands to one level of the grammar."""
+
+    def __init__(self, level: Any, shared: argparse.ArgumentParser) -> None:
+        self._level = level
+        self._shared = shared
+
+    def command(
+        self, name: str, handler: _Handler, summary: str, description: str = "", example: str = ""
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = self._level.add_parser(
+            name,
+            help=summary,
+            description=description or f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {example}" if example else None,
+            parents=[self._shared],
+        )
+        parser.set_defaults(handler=handler)
+        return parser
+
+    def group(self, name: str, summary: str) -> _Adder:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        parser = self._level.add_parser(name, help=summary, description=description, parents=[self._shared])
+        return _Adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True), self._shared)
+
+
+def _setup_commands(add: _Adder) -> None:
+    init = add.command(
+        "init",
+        _init.init,
+        "set up a home: an identity, its key vault and the stores it uses",
+        "Create an identity, put its keys into a key vault, write the configuration and publish the "
+        "identity\nin the directory, so that others can share with it. Nothing that exists is overwritten.",
+        "meshkitfs init --identity bob --provider local:/srv/team/blocks --metadata /srv/team/metadata.db",
+    )
+    init.add_argument(
+        "--identity", metavar="NAME", help="the name others share with (default: your login name)"
+    )
+    init.add_argument(
+        "--no-publish", action="store_true", help="do not publish the identity in the directory"
+    )
+    _store_options(init)
+
+
+def _store_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--provider", metavar="local:DIR", help="the byte store (default: HOME/blocks)")
+    parser.add_argument("--metadata", metavar="FILE", help="the metadata store (default: HOME/metadata.db)")
+    parser.add_argument(
+        "--key-vault",
+        metavar="KIND",
+        choices=KEY_VAULTS,
+        help=f"what keeps the private keys: {', '.join(KEY_VAULTS)} "
+        "(default: secret-service where there is one, else passphrase-file)",
+    )
+    parser.add_argument("--if-needed", action="store_true", help="succeed if the home is set up already")
+
+
+def _mount_commands(add: _Adder) -> None:
+    mount = add.command(
+        "mount",
+        _mounting.mount,
+        "mount your shares",
+        "Mount all shares at DIR (default: mount.point of the configuration, else ~/MeshKit) and return\n"
+        "when they can be used. Mounting what is mounted is harmless.",
+        "meshkitfs mount ~/MeshKit",
+    )
+    mount.add_argument("dir", metavar="DIR", nargs="?", help="an empty directory")
+    mount.add_argument("--foreground", action="store_true", help="stay in this process; Ctrl-C unmounts")
+    mount.add_argument(
+        "--nonempty", action="store_true", help="allow DIR to have files, which are hidden then"
+    )
+    mount.add_argument("--read-only", action="store_true", help="refuse every change")
+    mount.add_argument("--ready-fd", type=_descriptor, help=argparse.SUPPRESS)
+
+    umount = add.command(
+        "umount",
+        _mounting.umount,
+        "send what is unsent, and unmount",
+        "Publish what is not published yet, unmount, and end the daemon. What cannot be published stays on\n"
+        "this device, is listed, and is sent after the next mount; the exit code is 7 then.",
+        "meshkitfs umount",
+    )
+    umount.add_argument("dir", metavar="DIR", nargs="?", help="where it is mounted (default: wherever it is)")
+    umount.add_argument(
+        "--force", action="store_true", help="also while programs use it; their files go dead"
+    )
+    umount.add_argument("--if-needed", action="store_true", help="succeed if nothing is mounted")
+    _timeout(umount, "how long to try to publish")
+
+
+def _share_commands(add: _Adder) -> None:
+    share = add.group("share", "create shares, show them, and give or take access")
+    create = share.command(
+        "create", _shares.create, "create a share", example="meshkitfs share create photos"
+    )
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--if-needed", action="store_true", help="succeed if there is a share of that name")
+    share.command("list", _shares.list_shares, "list the shares, yours and other people's")
+    show = share.command("show", _shares.show, "show one share and who has access to it")
+    show.add_argument("share", metavar="SHARE")
+    grant = share.command(
+        "add",
+        _shares.add,
+        "give someone access",
+        "Give RECIPIENT access to a share, or to a directory or file in one. TARGET is SHARE,\n"
+        "SHARE/path/in/share, or a path under the mount point.",
+        "meshkitfs share add photos/trip bob --rights read --expires 7d",
+    )
+    grant.add_argument("target", metavar="TARGET")
+    grant.add_argument("recipient", metavar="RECIPIENT", help="a contact, or a name in the directory")
+    grant.add_argument(
+        "--rights",
+        metavar="LIST",
+        type=_rights,
+        default=["read"],
+        help=f"comma-separated: {', '.join(RIGHTS)} (default: read)",
+    )
+    grant.add_argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 2w or a date such as 2026-12-31")
+    grant.add_argument("--snapshot", action="store_true", help="exactly the version of now, not later ones")
+    grant.add_argument("--policy", metavar="ID", help="demand a decision of this policy at every open")
+    grant.add_argument("--vault", metavar="ID", help="demand membership of this vault")
+    grant.add_argument("--capability", metavar="ID", help="demand this capability")
+    revoke = share.command(
+        "revoke",
+        _shares.revoke,
+        "take someone's access away",
+        "Stop future opens by RECIPIENT, and encrypt what is written from now on with a key they never had.\n"
+        "It cannot recall what they have read or copied.",
+        "meshkitfs share revoke photos bob",
+    )
+    revoke.add_argument("share", metavar="SHARE")
+    revoke.add_argument("recipient", metavar="RECIPIENT")
+
+    add.command("inbox", _shares.inbox, "list the invitations that others sent")
+    accept = add.command("accept", _shares.accept, "accept an invitation", example="meshkitfs accept 4f0c")
+    accept.add_argument("letter", metavar="ID", help="the id, or its beginning, from 'meshkitfs inbox'")
+    accept.add_argument("--name", metavar="NAME", help="how to call it here")
+
+
+def _people_commands(add: _Adder) -> None:
+    identity = add.group("identity", "show, create and publish your own identity")
+    show = identity.command("show", _people.identity_show, "show your identity and what protects its keys")
+    show.add_argument(
+        "--export", action="store_true", help="print only the public record, for 'contacts add'"
+    )
+    create = identity.command(
+        "create", _init.create_identity, "create an identity without publishing it (else as 'init')"
+    )
+    create.add_argument("name", metavar="NAME", nargs="?", help="(default: your login name)")
+    _store_options(create)
+    identity.command("publish", _people.identity_publish, "publish your identity in the directory")
+
+    contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
+    contacts.command("list", _people.contacts_list, "list your contacts")
+    person = contacts.command(
+        "add",
+        _people.contacts_add,
+        "add a contact from the directory or from a record",
+        example="meshkitfs contacts add bob bob.identity",
+    )
+    person.add_argument("handle", metavar="NAME")
+    person.add_argument(
+        "record", metavar="RECORD", nargs="?", help="their exported record: text, a file, or -"
+    )
+    verify = contacts.command(
+        "verify", _people.contacts_verify, "show the code to compare with a contact, or confirm it"
+    )
+    verify.add_argument("handle", metavar="NAME")
+    verify.add_argument("code", metavar="CODE", nargs="*", help="the code the contact told you")
+
+
+def _look_commands(add: _Adder) -> None:
+    add.command("status", _inspect.status, "show the mount, the shares, what is unsent and recent refusals")
+    sync = add.command("sync", _inspect.sync, "send what is unsent and fetch what is new")
+    _timeout(sync, "how long to try")
+    explain = add.command(
+        "explain",
+        _inspect.explain,
+        "show every check that decides whether a path may be opened",
+        example="meshkitfs explain ~/MeshKit/photos/beach.jpg",
+    )
+    explain.add_argument("path", metavar="PATH", help="a path under the mount point, or SHARE/path")
+    add.command("doctor", _doctor.doctor, "check this machine, this home and its stores")
+    add.command("version", _inspect.version, "print the version")
+
+
+def _timeout(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT,
+        help=f"{what} (default: {DEFAULT_TIMEOUT:.0f})",
+    )
+
+
+def _descriptor(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a file descriptor")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400 * 365:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+    return value
+
+
+def _rights(text: str) -> list[str]:
+    rights = [right.strip() for right in text.split(",")]
+    for right in rights:
+        if right not in RIGHTS:
+            near = difflib.get_close_matches(right, RIGHTS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(RIGHTS)}"
+            raise argparse.ArgumentTypeError(f"'{right}' is not a right: {hint}")
+    return sorted(set(rights), key=RIGHTS.index)

@@ -1,0 +1,104 @@
+"""Where a passphrase comes from: a file descriptor, a private file, or the terminal. Never an argument."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from ..errors import MeshkitError
+
+__all__ = ["FILE_VARIABLE", "PassphraseSource"]
+
+FILE_VARIABLE: Final = "MESHKITFS_PASSPHRASE_FILE"
+_MAX_BYTES: Final = 4096
+
+
+class PassphraseSource:
+    """Answers a prompt with the passphrase; called only when a key vault really needs one.
+
+    The sources, first one wins: ``--passphrase-fd``, the file named by ``MESHKITFS_PASSPHRASE_FILE``, the
+    terminal. What it answered is kept for the life of the command, because a descriptor reads only once.
+    """
+
+    def __init__(self, descriptor: int | None = None, environ: Mapping[str, str] = os.environ) -> None:
+        self._descriptor = descriptor
+        self._file = environ.get(FILE_VARIABLE)
+        self._answer: str | None = None
+
+    def __repr__(self) -> str:
+        return "PassphraseSource(...)"
+
+    def __call__(self, prompt: str) -> str:
+        """Return the passphrase; a person who sets a new one types it twice.
+
+        Raises ``identity_locked`` when there is nobody and nothing to ask, ``verification_failed`` when
+        what was typed differs.
+        """
+        if self._answer is None:
+            if self._descriptor is not None:
+                answer = _from_descriptor(self._descriptor)
+            elif self._file:
+                answer = _from_file(self._file)
+            else:
+                answer = _from_terminal(prompt)
+            if not answer:
+                raise MeshkitError("identity_locked", "the passphrase is empty")
+            self._answer = answer
+        return self._answer
+
+
+def _from_descriptor(descriptor: int) -> str:
+    data = b""
+    try:
+        while b"\n" not in data and (chunk := os.read(descriptor, _MAX_BYTES)):
+            data += chunk
+            if len(data) > _MAX_BYTES:
+                raise MeshkitError("invalid_argument", f"the passphrase is longer than {_MAX_BYTES} bytes")
+        os.close(descriptor)
+    except OSError as error:
+        raise MeshkitError("invalid_argument", f"--passphrase-fd {descriptor}: {error.strerror}") from None
+    return _first_line(data)
+
+
+def _from_file(path: str) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+                raise MeshkitError(
+                    "invalid_config", f"{FILE_VARIABLE}: {path} must be a file of yours with mode 0600"
+                )
+            return _first_line(file.read(_MAX_BYTES))
+    except OSError as error:
+        raise MeshkitError("invalid_config", f"{FILE_VARIABLE}: {path}: {error.strerror}") from None
+
+
+def _from_terminal(prompt: str) -> str:
+    # getpass falls back to an echoing read of stdin when there is no terminal; that must not happen.
+    if not sys.stdin.isatty():
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        except OSError:
+            raise MeshkitError(
+                "identity_locked",
+                "a passphrase is needed and there is no terminal to ask on; "
+                f"use --passphrase-fd or {FILE_VARIABLE}",
+            ) from None
+    from ..keyvault import NEW_PASSPHRASE_PROMPT  # its libraries take longer to load than most commands run
+
+    with contextlib.suppress(EOFError):
+        answer = getpass.getpass(prompt)
+        if prompt != NEW_PASSPHRASE_PROMPT or getpass.getpass("The same again: ") == answer:
+            return answer
+        raise MeshkitError("verification_failed", "the two passphrases differ")
+    return ""
+
+
+def _first_line(data: bytes) -> str:
+    return data.partition(b"\n")[0].removesuffix(b"\r").decode("utf-8", "surrogateescape")

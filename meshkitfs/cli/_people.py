@@ -1,0 +1,120 @@
+"""Commands about people: ``identity show|create|publish`` and ``contacts list|add|verify``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import MeshkitError
+from ._context import Context
+from ._output import clock, fields, printable, table
+
+__all__ = ["contacts_add", "contacts_list", "contacts_verify", "identity_publish", "identity_show"]
+
+_MAX_RECORD = 64 * 1024
+
+
+def identity_show(context: Context, args: argparse.Namespace) -> int:
+    """``identity show``"""
+    data = context.call("identity.show", {})
+    if args.export and not context.out.json_mode:
+        context.out.result(data, [printable(data.get("record", ""))])
+        return 0
+    lines = fields(
+        [
+            ("identity", data.get("handle")),
+            ("did", data.get("did")),
+            ("fingerprint", data.get("fingerprint")),
+            ("published", _yes(data.get("published"))),
+            *_key_vault(data.get("key_vault")),
+        ]
+    )
+    context.out.result(data, lines)
+    return 0
+
+
+def identity_publish(context: Context, _args: argparse.Namespace) -> int:
+    """``identity publish``"""
+    data = context.call("identity.publish", {})
+    context.out.result(
+        data, [f"Published as {printable(data.get('handle'))}: others can share with you now."]
+    )
+    return 0
+
+
+def contacts_list(context: Context, _args: argparse.Namespace) -> int:
+    """``contacts list``"""
+    data = context.call("contacts.list", {})
+    contacts = data["contacts"]
+    rows = [
+        [item.get("handle"), item.get("trust"), item.get("fingerprint"), clock(item.get("first_seen"))]
+        for item in contacts
+    ]
+    headings = ("contact", "trust", "fingerprint", "first seen")
+    context.out.result(data, table(headings, rows) if contacts else ["There are no contacts."])
+    return 0
+
+
+def contacts_add(context: Context, args: argparse.Namespace) -> int:
+    """``contacts add HANDLE``"""
+    params: dict[str, Any] = {"handle": args.handle}
+    if args.record is not None:
+        params["record"] = _record(args.record)
+    data = context.call("contacts.add", params)
+    lines = [f"Added {printable(data.get('handle', args.handle))}."]
+    lines += fields([("fingerprint", data.get("fingerprint")), ("trust", data.get("trust"))])
+    context.out.result(data, lines)
+    return 0
+
+
+def contacts_verify(context: Context, args: argparse.Namespace) -> int:
+    """``contacts verify HANDLE [CODE]``: without a code it shows the one to compare."""
+    params: dict[str, Any] = {"handle": args.handle}
+    if args.code:
+        params["code"] = " ".join(args.code)
+    data = context.call("contacts.verify", params)
+    who = printable(args.handle)
+    if args.code:
+        lines = [f"{who} is verified: the key belongs to whoever told you this code."]
+    else:
+        lines = [
+            f"Compare this code with {who}, in person or by voice:",
+            "",
+            f"    {printable(data.get('code', ''))}",
+            "",
+            f"If it is the same there, run 'meshkitfs contacts verify {who} CODE'.",
+        ]
+    context.out.result(data, lines)
+    return 0
+
+
+def _record(text: str) -> str:
+    """Return the record that was given: as text, as a file, or ``-`` for stdin."""
+    try:
+        if text == "-":
+            return sys.stdin.read(_MAX_RECORD).strip()
+        if text.startswith("meshkit-identity"):
+            return text
+        return Path(text).read_bytes()[:_MAX_RECORD].decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise MeshkitError("invalid_argument", f"record {text}: {error.strerror}") from error
+
+
+def _key_vault(report: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+    if not report:
+        return []
+    return [
+        ("key vault", report.get("kind")),
+        ("  exportable", _yes(report.get("exportable"))),
+        ("  hardware-backed", _yes(report.get("hardware_backed"))),
+        ("  persistent", _yes(report.get("persistent"))),
+        ("  locked", _yes(report.get("locked"))),
+        ("  note", report.get("detail")),
+    ]
+
+
+def _yes(value: Any) -> str:
+    return "yes" if value is True else "no" if value is False else "unknown"

@@ -1,0 +1,183 @@
+"""Commands about shares: ``share create|list|show|add|revoke``, ``inbox``, ``accept``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import MeshkitError
+from ._context import Context
+from ._mounting import mount_points
+from ._output import ago, clock, duration, fields, printable, size, table
+from ._targets import share_path
+
+__all__ = ["accept", "add", "create", "inbox", "list_shares", "revoke", "share_rows", "show"]
+
+SHARE_HEADINGS = ("name", "owner", "rights", "expires", "version", "state")
+
+
+def share_rows(shares: list[dict[str, Any]]) -> list[list[object]]:
+    """Return the table cells of shares, in the order of `SHARE_HEADINGS`."""
+    return [
+        [
+            share.get("name"),
+            "you" if share.get("mine") else share.get("owner"),
+            _rights(share),
+            clock(share.get("expires")),
+            share.get("version"),
+            share.get("reason") or share.get("state"),
+        ]
+        for share in shares
+    ]
+
+
+def create(context: Context, args: argparse.Namespace) -> int:
+    """``share create NAME``"""
+    try:
+        data = context.call("share.create", {"name": args.name})
+    except MeshkitError as error:
+        if error.code != "share_exists" or not args.if_needed:
+            raise
+        data = context.call("share.show", {"share": args.name})
+        context.out.result(data, [f"The share {printable(args.name)} is there already."])
+        return 0
+    context.out.result(data, [f"Created the share {printable(data.get('name', args.name))}."])
+    return 0
+
+
+def list_shares(context: Context, _args: argparse.Namespace) -> int:
+    """``share list``"""
+    data = context.call("share.list", {})
+    shares = data["shares"]
+    lines = table(SHARE_HEADINGS, share_rows(shares)) if shares else ["There are no shares."]
+    context.out.result(data, lines)
+    return 0
+
+
+def show(context: Context, args: argparse.Namespace) -> int:
+    """``share show SHARE``"""
+    data = context.call("share.show", {"share": share_path(args.share, mount_points(context.home))})
+    lines = fields(
+        [
+            ("name", data.get("name")),
+            ("id", data.get("id")),
+            ("owner", "you" if data.get("mine") else data.get("owner")),
+            ("rights", _rights(data)),
+            ("expires", ago(data.get("expires"))),
+            ("version", data.get("version")),
+            ("head", data.get("head")),
+            ("epoch", data.get("epoch")),
+            ("files", data.get("files")),
+            ("size", size(data.get("bytes"))),
+            ("state", data.get("state")),
+            ("reason", data.get("reason")),
+        ]
+    )
+    recipients = data.get("recipients") or []
+    if recipients:
+        rows = [
+            [
+                item.get("handle") or item.get("fingerprint"),
+                item.get("path") or "/",
+                _rights(item),
+                clock(item.get("expires")),
+                _conditions(item),
+            ]
+            for item in recipients
+        ]
+        lines += ["", *table(("recipient", "path", "rights", "expires", "conditions"), rows)]
+    elif data.get("mine"):
+        lines += ["", "Nobody else has access."]
+    context.out.result(data, lines)
+    return 0
+
+
+def add(context: Context, args: argparse.Namespace) -> int:
+    """``share add TARGET RECIPIENT``"""
+    target = share_path(args.target, mount_points(context.home))
+    data = context.call(
+        "share.add",
+        {
+            "target": target,
+            "recipient": args.recipient,
+            "rights": args.rights,
+            "expires": args.expires,
+            "snapshot": args.snapshot,
+            "policy": args.policy,
+            "vault": args.vault,
+            "capability": args.capability,
+        },
+    )
+    what = "exactly this version" if data.get("grant") == "snapshot" or args.snapshot else "from now on"
+    lines = [f"{printable(args.recipient)} may {_rights(data) or 'read'} {printable(target)}, {what}."]
+    lines += fields(
+        [
+            ("expires", ago(data.get("expires")) or "never"),
+            ("CID", data.get("cid")),
+            ("conditions", _conditions(data)),
+            ("capsule", data.get("capsule")),
+        ]
+    )
+    if data.get("trust") == "pinned":
+        lines.append(
+            f"This key was never compared with {printable(args.recipient)}; "
+            f"'meshkitfs contacts verify {printable(args.recipient)}' does that."
+        )
+    context.out.result(data, lines)
+    return 0
+
+
+def revoke(context: Context, args: argparse.Namespace) -> int:
+    """``share revoke SHARE RECIPIENT``"""
+    share = share_path(args.share, mount_points(context.home))
+    data = context.call("share.revoke", {"share": share, "recipient": args.recipient})
+    lines = [f"Revoked what {printable(args.recipient)} could do in {printable(share)}."]
+    bound = data.get("bound_seconds")
+    if isinstance(bound, (int, float)):
+        lines.append(f"Opens fail at once; what is open ends within {duration(bound)}.")
+    lines.append("Copies made before this cannot be recalled.")
+    context.out.result(data, lines)
+    return 0
+
+
+def inbox(context: Context, _args: argparse.Namespace) -> int:
+    """``inbox``"""
+    data = context.call("inbox.list", {})
+    letters = data["letters"]
+    rows = [
+        [
+            letter.get("id"),
+            f"{letter.get('from') or '?'}{'' if letter.get('trust') == 'verified' else ' (unverified)'}",
+            letter.get("name"),
+            letter.get("kind"),
+            _rights(letter),
+            clock(letter.get("expires")),
+            "yes" if letter.get("accepted") else "no",
+        ]
+        for letter in letters
+    ]
+    headings = ("id", "from", "name", "kind", "rights", "expires", "accepted")
+    context.out.result(data, table(headings, rows) if letters else ["There are no invitations."])
+    if any(not letter.get("accepted") for letter in letters):
+        context.out.note("Accept one with 'meshkitfs accept ID'.")
+    return 0
+
+
+def accept(context: Context, args: argparse.Namespace) -> int:
+    """``accept LETTER``"""
+    data = context.call("inbox.accept", {"letter": args.letter, "name": args.name})
+    name = data.get("name") or data.get("share")
+    context.out.result(data, [f"Accepted: it is now in your mount as {printable(name)}."])
+    return 0
+
+
+def _rights(item: Mapping[str, Any]) -> str:
+    return ", ".join(str(right) for right in item.get("rights") or ())
+
+
+def _conditions(item: Mapping[str, Any]) -> str:
+    named = [f"{name} {item[name]}" for name in ("policy", "vault", "capability") if item.get(name)]
+    if item.get("grant") == "snapshot":
+        named.insert(0, "snapshot")
+    return ", ".join(named)

@@ -1,0 +1,178 @@
+"""Capsules: an owner's signed grant, with the key in it wrapped to exactly one recipient.
+
+The header is hashed into the HPKE ``info`` together with the recipient's kid, so that an edited header does
+not open even when it is signed again; ``kc`` commits to the key, so that no two keys fit one header.
+Unwrapping is in `meshkitfs.core._unwrap`, which only the gate may import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+from meshkitfs.core import cbor, cose, hpke
+from meshkitfs.core.fields import Check, array, blob, check_fields, choice, nullable, refuse, time, uint
+from meshkitfs.core.fields import text as text_field
+from meshkitfs.core.keys import SigningKey, key_commit, kid_of
+
+__all__ = ["RIGHTS", "WRAP_SIZE", "Capsule", "capsule_info", "make_capsule"]
+
+RIGHTS: Final = ("list", "read", "reshare", "write")
+WRAP_SIZE: Final = 32 + hpke.OVERHEAD
+TYPE: Final = "mk/cap@1"
+_VERSION: Final = 1
+
+_POLICY_FIELDS: Final[Mapping[str, Check]] = {
+    "id": text_field(256, 1),
+    "key": nullable(blob(32)),
+    "url": nullable(text_field(1024, 1)),
+}
+
+
+def _policy(value: Any) -> bool:
+    check_fields(value, _POLICY_FIELDS, "a policy")
+    return True
+
+
+_HEADER: Final[Mapping[str, Check]] = {
+    "v": uint(_VERSION, _VERSION),
+    "t": choice(TYPE),
+    "id": blob(16),
+    "grant": choice("live", "snapshot"),
+    "kind": uint(0, 1),
+    "share": blob(16),
+    "oid": blob(16),
+    "epoch": uint(1),
+    "ver": uint(),
+    "root": blob(0, 32),
+    "nbf": time,
+    "exp": time,
+    "minver": uint(),
+    "seq": uint(),
+    "rights": array(choice(*RIGHTS), len(RIGHTS)),
+    "kc": blob(32),
+    "frm": blob(16),
+    "to": blob(16),
+    "pol": nullable(_policy),
+    "vault": nullable(text_field(256, 1)),
+    "cap": nullable(text_field(256, 1)),
+    "offline_grace": uint(0, 366 * 86400),
+}
+# What a caller may leave out of a header it wants signed.
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "ver": 0,
+    "root": b"",
+    "minver": 0,
+    "pol": None,
+    "vault": None,
+    "cap": None,
+    "offline_grace": 0,
+    "kind": 0,
+}
+_OURS: Final = frozenset(("v", "t", "kc", "frm", "to"))
+
+
+def capsule_info(header: Mapping[str, Any]) -> bytes:
+    """Return the HPKE info of a capsule with this header: label, header hash, recipient kid."""
+    return b"mk/cap@1\0" + hashlib.sha256(cbor.encode(dict(header))).digest() + bytes(header["to"])
+
+
+def _check_header(header: Any) -> None:
+    check_fields(header, _HEADER, "a capsule")
+    if header["grant"] == "live":
+        if header["ver"] or header["root"]:
+            raise refuse("a live grant names no version")
+    elif not header["ver"] or not header["root"]:
+        raise refuse("a snapshot names one version and its digest")
+    if header["nbf"] >= header["exp"]:
+        raise refuse("a capsule that ends before it begins")
+    if not header["rights"] or header["rights"] != sorted(header["rights"]):
+        raise refuse("rights out of order, or none")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Capsule:
+    """A parsed grant; the attributes are the header's fields (docs/format.md), ``wrap`` the wrapped key.
+
+    ``grant`` is "live" (the key is the share's epoch key; ver 0, root b"") or "snapshot" (the key is that
+    of one manifest, whose version and digest ``ver`` and ``root`` pin). ``to`` is the kid of the recipient's
+    encryption key, ``frm`` that of the owner's signing key, ``digest`` the capsule's record hash. ``pol`` is
+    None or a map with ``id``, ``key`` and ``url``.
+    """
+
+    TYPE: ClassVar[str] = TYPE
+
+    v: int
+    t: str
+    id: bytes
+    grant: str
+    kind: int
+    share: bytes
+    oid: bytes
+    epoch: int
+    ver: int
+    root: bytes
+    nbf: int
+    exp: int
+    minver: int
+    seq: int
+    rights: tuple[str, ...]
+    kc: bytes
+    frm: bytes
+    to: bytes
+    pol: dict[str, Any] | None
+    vault: str | None
+    cap: str | None
+    offline_grace: int
+    wrap: bytes
+    info: bytes
+    digest: bytes
+
+    def __repr__(self) -> str:
+        return f"Capsule(id={self.id.hex()}, grant={self.grant}, rights={','.join(self.rights)})"
+
+    @classmethod
+    def parse(cls, blob: bytes, owner_keys: Mapping[bytes, bytes]) -> Capsule:
+        """Return the capsule in ``blob`` if one of ``owner_keys`` (kid -> public key) signed it.
+
+        Raises MeshkitError ``invalid_record``: not signed by them, ``frm`` is not the signer, a field is
+        missing, unknown or invalid, or the wrapped key has another length than `WRAP_SIZE`.
+        """
+        payload, kid = cose.verify1(blob, owner_keys, TYPE)
+        if payload.keys() != {"t", "h", "w"}:
+            raise refuse("fields of a capsule")
+        header, wrap = payload["h"], payload["w"]
+        _check_header(header)
+        if header["frm"] != kid:
+            raise refuse("a capsule that names another sender")
+        # The length is checked before any key touches it (partitioning oracles).
+        if type(wrap) is not bytes or len(wrap) != WRAP_SIZE:
+            raise refuse("wrapped key of another length")
+        info = capsule_info(header)
+        values = header | {"rights": tuple(header["rights"])}
+        return cls(**values, wrap=wrap, info=info, digest=cose.record_hash(blob))
+
+
+def make_capsule(owner: SigningKey, header: Mapping[str, Any], key: bytes, recipient_public: bytes) -> bytes:
+    """Return a signed capsule that wraps ``key`` (32 bytes) to an X-Wing public key.
+
+    ``header`` has the fields of `Capsule` except v, t, kc, frm and to, which are filled in; ver, root,
+    minver, pol, vault, cap, offline_grace and kind may be left out; rights are sorted. For a live grant
+    ``key`` is the share's epoch key, for a snapshot the key of that manifest. Raises MeshkitError
+    ``invalid_record`` for a header that breaks a rule or an unusable recipient key.
+    """
+    if len(key) != 32:
+        raise ValueError("a capsule holds a key of 32 bytes")
+    if _OURS & header.keys():
+        raise ValueError("v, t, kc, frm and to are filled in here")
+    full: dict[str, Any] = {**_DEFAULTS, **header}
+    full["rights"] = sorted(full.get("rights", ()))
+    if type(full.get("pol")) is dict:
+        full["pol"] = {"key": None, "url": None} | full["pol"]
+    full |= {"v": _VERSION, "t": TYPE, "frm": owner.kid, "to": kid_of(recipient_public), "kc": bytes(32)}
+    _check_header(full)
+    full["kc"] = key_commit(key, full["oid"], full["epoch"], full["ver"])
+    wrap = hpke.wrap(recipient_public, capsule_info(full), key)
+    return cose.sign1(owner, TYPE, {"t": TYPE, "h": full, "w": wrap})

@@ -1,0 +1,38 @@
+"""How people say until when: ``30m``, ``12h``, ``7d``, ``2w``, or a date."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+from meshkitfs.errors import MeshkitError
+
+__all__ = ["parse_expiry"]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SPAN: Final = re.compile(r"([0-9]{1,6})([smhdw])\Z")
+_LIMIT: Final = 100 * 366 * 86400
+
+
+def parse_expiry(text: str, now: int) -> int:
+    """Return the UNIX time (seconds) that ``text`` means when said at ``now``.
+
+    A number with s, m, h, d or w counts from now; an ISO date means its first moment, UTC; an ISO date and
+    time is UTC unless it names an offset. Raises MeshkitError ``invalid_argument`` for anything else, for
+    a time that is not in the future and for one more than 100 years away.
+    """
+    span = _SPAN.match(text)
+    if span:
+        when = now + int(span[1]) * _UNITS[span[2]]
+    else:
+        try:
+            moment = datetime.fromisoformat(text)
+            when = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        except (ValueError, OverflowError):
+            raise MeshkitError(
+                "invalid_argument", f"{text!r}: say 30m, 12h, 7d, 2w, or a date such as 2027-01-31"
+            ) from None
+    if not now < when <= now + _LIMIT:
+        raise MeshkitError("invalid_argument", f"{text!r} is not in the future, or too far in it")
+    return when

@@ -1,0 +1,324 @@
+"""``meshkit.config.json``: which stores, which key vault and which mount point a home uses.
+
+The field names are MeshKit's where MeshKit has one (``version``, ``appId``, ``identity``, ``provider``,
+``policy``, ``persistence``); ``metadata``, ``keyVault`` and ``mount`` are ours. The file holds no secrets
+and has no place for one.
+
+Reading is strict: an unknown field, a wrong type, a duplicate key or a part that is not implemented is
+an error that names the field. A setting that is silently ignored is a security setting that is not there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from ..errors import MeshkitError
+
+__all__ = [
+    "KEY_VAULTS",
+    "Config",
+    "KeyVaultConfig",
+    "MetadataConfig",
+    "MountConfig",
+    "MountOptions",
+    "ProviderConfig",
+    "default_mount_point",
+    "load",
+    "loads",
+    "save",
+]
+
+VERSION: Final = 1
+MAX_BYTES: Final = 64 * 1024
+KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
+# Names MeshKit documents; a person who writes one deserves to hear "not yet", not "unknown".
+_MESHKIT_PROVIDERS: Final = ("ipfs-http", "ipfs-cluster", "gateway-retrieval", "pinning-service", "fallback")
+_FIELDS: Final = (
+    *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
+    *("metadata", "keyVault", "mount"),  # ours
+)
+_POLICIES: Final = ("lit-http", "authzen")
+_PERSISTENCE: Final = ("filecoin-http",)
+
+
+def default_mount_point() -> Path:
+    """Return where a home is mounted when nobody says otherwise: ``~/MeshKit``."""
+    return Path(os.path.expanduser("~")) / "MeshKit"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderConfig:
+    """The byte store. ``store`` is an absolute directory; ``local-dev`` is the only type yet."""
+
+    store: Path
+    type: str = "local-dev"
+
+    @property
+    def spec(self) -> str:
+        """The same in the form of the ``--provider`` option."""
+        return f"local:{self.store}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataConfig:
+    """The metadata store. ``path`` is an absolute file path; ``embedded`` is the only type yet."""
+
+    path: Path
+    type: str = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVaultConfig:
+    """Where the wrapping key of the identity is kept: one of `KEY_VAULTS`."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """How this home is mounted. ``point`` is the directory that ``mount`` and ``umount`` mean by default."""
+
+    point: Path = field(default_factory=default_mount_point)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What one mount is told on the command line.
+
+    ``nonempty`` allows a mount point that has files (they are hidden while mounted); ``read_only`` makes
+    every write fail with EROFS.
+    """
+
+    nonempty: bool = False
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A checked configuration. All paths in it are absolute."""
+
+    provider: ProviderConfig
+    metadata: MetadataConfig
+    key_vault: KeyVaultConfig | None = None
+    identity: str = "self"
+    app_id: str | None = None
+    mount: MountConfig = field(default_factory=MountConfig)
+
+    def as_dict(self, base: Path) -> dict[str, Any]:
+        """Return the JSON form. Paths below ``base`` are written relative, so that a home can be moved."""
+        result: dict[str, Any] = {"version": VERSION}
+        if self.app_id is not None:
+            result["appId"] = self.app_id
+        result["identity"] = self.identity
+        result["provider"] = {"type": self.provider.type, "store": _relative(self.provider.store, base)}
+        result["metadata"] = {"type": self.metadata.type, "path": _relative(self.metadata.path, base)}
+        if self.key_vault is not None:
+            result["keyVault"] = {"type": self.key_vault.type}
+        if self.mount.point != default_mount_point():
+            result["mount"] = {"point": str(self.mount.point)}
+        return result
+
+
+def load(path: Path) -> Config:
+    """Read and check the configuration file at ``path``.
+
+    Raises ``not_initialized`` when there is none, ``invalid_cli_config`` when it cannot be read or is not
+    JSON, and ``invalid_config`` naming the field when its content is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise MeshkitError("not_initialized", f"there is no {path}") from None
+    except OSError as error:
+        raise MeshkitError("invalid_cli_config", f"{path}: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise MeshkitError("invalid_cli_config", f"{path}: larger than {MAX_BYTES} bytes")
+    return loads(data, path.parent, str(path))
+
+
+def loads(data: bytes, base: Path, source: str = "configuration") -> Config:
+    """Check a configuration in memory; relative paths in it are taken from ``base``. Raises as `load`."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except MeshkitError as error:
+        raise MeshkitError(error.code, f"{source}: {error.detail}") from None
+    except RecursionError:
+        raise MeshkitError("invalid_cli_config", f"{source}: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise MeshkitError(
+            "invalid_cli_config", f"{source}: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    except UnicodeDecodeError:
+        raise MeshkitError("invalid_cli_config", f"{source}: not UTF-8") from None
+    return _Reader(base, source).config(value)
+
+
+def save(path: Path, config: Config) -> None:
+    """Write a new configuration file, readable by its owner only, all or nothing.
+
+    Raises ``already_initialized`` when there is one: a file a person may have edited is never overwritten.
+    """
+    text = json.dumps(config.as_dict(path.parent), indent=2, ensure_ascii=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                # A path that is not UTF-8 becomes a \\u escape, which JSON reads back as the same path.
+                file.write(text.encode("utf-8", "backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except FileExistsError:
+        raise MeshkitError("already_initialized", f"{path} is there already") from None
+    except OSError as error:
+        raise MeshkitError("invalid_config", f"{path}: {error.strerror}") from error
+
+
+class _Reader:
+    """Checks one JSON value field by field; knows where it is, so that messages can say so."""
+
+    def __init__(self, base: Path, source: str) -> None:
+        self._base = base
+        self._source = source
+
+    def config(self, value: Any) -> Config:
+        top = self._object(
+            value,
+            "",
+            _FIELDS,
+        )
+        version = top.get("version")
+        if version is None:
+            self._fail("version", "is missing (the current version is 1)")
+        if type(version) is not int or version != VERSION:
+            self._fail("version", f"{version!r} is not known; this program reads version {VERSION}")
+        self._planned(top, "policy", _POLICIES)
+        self._planned(top, "persistence", _PERSISTENCE)
+        app_id = self._text(top, "appId")
+        identity = self._text(top, "identity")
+        return Config(
+            provider=self._provider(top.get("provider", {"type": "local-dev"})),
+            metadata=self._metadata(top.get("metadata", {"type": "embedded"})),
+            key_vault=self._key_vault(top["keyVault"]) if "keyVault" in top else None,
+            identity=identity if identity is not None else "self",
+            app_id=app_id,
+            mount=self._mount(top.get("mount", {})),
+        )
+
+    def _provider(self, value: Any) -> ProviderConfig:
+        kind = self._type(value, "provider", ("local-dev",), planned=_MESHKIT_PROVIDERS)
+        item = self._object(value, "provider", ("type", "store"))
+        return ProviderConfig(self._path(item, "provider.store", "blocks"), kind)
+
+    def _metadata(self, value: Any) -> MetadataConfig:
+        kind = self._type(value, "metadata", ("embedded",), planned=("http",))
+        item = self._object(value, "metadata", ("type", "path"))
+        return MetadataConfig(self._path(item, "metadata.path", "metadata.db"), kind)
+
+    def _key_vault(self, value: Any) -> KeyVaultConfig:
+        kind = self._type(value, "keyVault", KEY_VAULTS)
+        self._object(value, "keyVault", ("type",))
+        return KeyVaultConfig(kind)
+
+    def _mount(self, value: Any) -> MountConfig:
+        item = self._object(value, "mount", ("point",))
+        return MountConfig(self._path(item, "mount.point", str(default_mount_point())))
+
+    def _planned(self, top: Mapping[str, Any], name: str, kinds: tuple[str, ...]) -> None:
+        """A section MeshKit has and this version has not: refused, because ignoring it would open doors."""
+        if name in top:
+            self._type(top[name], name, (), planned=kinds)
+
+    def _type(self, value: Any, where: str, known: tuple[str, ...], *, planned: tuple[str, ...] = ()) -> str:
+        if not isinstance(value, dict):
+            self._fail(where, "must be an object")
+        kind = value.get("type")
+        if not isinstance(kind, str):
+            self._fail(f"{where}.type", "must be a string" if "type" in value else "is missing")
+        if kind not in known:
+            what = (
+                "is not implemented yet" if kind in planned else f"is not known{_near(kind, known + planned)}"
+            )
+            self._fail(f"{where}.type", f"{kind!r} {what}; {_instead(known)}")
+        return kind
+
+    def _object(self, value: Any, where: str, fields: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self._fail(where, "must be an object")
+        for name in value:
+            if name not in fields:
+                place = f"{where}.{name}" if where else name
+                if name in ("token", "password", "passphrase", "secret"):
+                    self._fail(place, "secrets do not belong in this file")
+                self._fail(place, f"is not a known field{_near(name, fields)}")
+        return value
+
+    def _text(self, item: Mapping[str, Any], name: str) -> str | None:
+        if name not in item:
+            return None
+        value = item[name]
+        if not isinstance(value, str) or not value or not value.isprintable():
+            self._fail(name, "must be a non-empty string of printable characters")
+        if len(value.encode("utf-8")) > 128:
+            self._fail(name, "is longer than 128 bytes")
+        return value
+
+    def _path(self, item: Mapping[str, Any], where: str, default: str) -> Path:
+        value = item.get(where.rpartition(".")[2], default)
+        if not isinstance(value, str) or not value or "\0" in value:
+            self._fail(where, "must be a path")
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            self._fail(where, "must be a path")
+        return Path(os.path.normpath(os.path.join(self._base, os.path.expanduser(value))))
+
+    def _fail(self, where: str, problem: str) -> NoReturn:
+        what = f"field '{where}' {problem}" if where else problem
+        raise MeshkitError("invalid_config", f"{self._source}: {what}")
+
+
+def _relative(path: Path, base: Path) -> str:
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+
+def _near(word: str, known: tuple[str, ...]) -> str:
+    """Return " (did you mean X?)" when one of the known words is close, else nothing."""
+    lower = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    return f" (did you mean '{lower[match[0]]}'?)" if match else ""
+
+
+def _instead(known: tuple[str, ...]) -> str:
+    if not known:
+        return "leave this section out"
+    return "use " + " or ".join(f"'{word}'" for word in known)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise MeshkitError("invalid_config", f"field '{name}' appears twice")
+        result[name] = value
+    return result
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise MeshkitError("invalid_config", f"{text} is not a JSON value")

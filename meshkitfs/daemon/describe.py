@@ -1,0 +1,165 @@
+"""Shares, grants and the state of a home as plain JSON values, for the CLI and the files below ``.meshkit``."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from meshkitfs.core.cid import cid_text
+from meshkitfs.core.entries import FILE
+from meshkitfs.daemon.session import Session
+from meshkitfs.errors import TABLE
+from meshkitfs.identity import Contact
+from meshkitfs.shares import DirNode, Invitation, Share
+from meshkitfs.state import Member
+
+__all__ = ["errors_text", "invitation", "left", "member", "pending", "share", "status", "status_json"]
+
+
+def share(item: Share) -> dict[str, Any]:
+    """Describe a share as it is known now, without asking anybody."""
+    grant = item.grant
+    refusal = item.refusal
+    data: dict[str, Any] = {
+        "name": item.name,
+        "id": item.row.share.hex(),
+        "kind": "file" if item.row.kind == FILE else "directory",
+        "grant": item.row.grant,
+        "mine": item.row.mine,
+        "owner": item.row.owner_handle,
+        "rights": sorted(grant.rights) if grant is not None else [],
+        "expires": grant.capsule.exp if grant is not None else None,
+        "version": item.base.version or None,
+        "epoch": grant.roster.epoch if grant is not None else None,
+        "head": cid_text(item.base.root) if item.base.root else None,
+        "state": "refused" if refusal is not None else "dirty" if item.dirty else "stored",
+        "reason": refusal.code
+        if refusal is not None
+        else item.stuck.code
+        if item.stuck is not None
+        else None,
+        "conflicts": [os.fsdecode(name) for name in item.conflicts],
+    }
+    root = item.tree_root
+    if refusal is None and isinstance(root, DirNode) and root.children is not None:
+        data["entries"] = len(root.children)
+    return data
+
+
+def member(item: Member) -> dict[str, Any]:
+    """Describe a grant its owner made."""
+    return {
+        "handle": item.handle,
+        "grant": item.grant,
+        "path": item.target,
+        "rights": list(item.rights),
+        "expires": item.expires,
+        "policy": item.policy,
+        "vault": item.vault,
+        "capability": item.capability,
+        "capsule": item.capsule_id.hex(),
+        "revoked": item.revoked or None,
+    }
+
+
+def invitation(item: Invitation, contacts: dict[str, Contact]) -> dict[str, Any]:
+    """Describe a letter in the inbox; ``trust`` says what is known of its sender."""
+    letter = item.letter
+    offer, sender = letter.offer, letter.sender
+    assert offer is not None
+    assert sender is not None
+    contact = contacts.get(sender.handle)
+    known = contact is not None and contact.public.root == sender.root
+    return {
+        "id": item.id,
+        "from": sender.handle,
+        "trust": str(contact.trust) if known and contact is not None else "unknown",
+        "name": os.fsdecode(letter.name),
+        "kind": "file" if letter.kind == FILE else "directory",
+        "grant": offer.grant,
+        "rights": list(offer.rights),
+        "expires": offer.exp,
+        "note": letter.note,
+        "sent": letter.sent,
+        "accepted": item.accepted,
+    }
+
+
+def pending(session: Session) -> dict[str, Any]:
+    """Count what waits to be stored: blocks and bytes that are sealed, bytes still in memory."""
+    blocks = size = 0
+    for row in session.book.shares.values():
+        if row.row.grant == "live":
+            staged = session.state.staged(row.row.share)
+            blocks += len(staged)
+            size += sum(length for _, length in staged)
+    return {"blocks": blocks, "bytes": size + session.services.budget.held}
+
+
+def left(session: Session) -> list[dict[str, Any]]:
+    """List the shares with something unpublished, and why."""
+    waiting = session.state.unpublished()
+    found = []
+    for item in session.book.shares.values():
+        if item.dirty or (item.row.grant == "live" and item.row.share in waiting):
+            staged = session.state.staged(item.row.share)
+            reason = item.stuck or item.refusal
+            found.append(
+                {
+                    "share": item.name,
+                    "blocks": len(staged),
+                    "bytes": sum(size for _, size in staged),
+                    "reason": reason.code if reason is not None else "",
+                }
+            )
+    return found
+
+
+def status(session: Session) -> dict[str, Any]:
+    """Describe the whole home: identity, shares, what waits, what went wrong, and what it has cost."""
+    reader = session.services.reader
+    return {
+        "identity": session.identity.handle,
+        "pid": os.getpid(),
+        "key_vault": session.vault.report().as_dict(),
+        "provider": session.store.name,
+        "shares": [share(item) for _, item in sorted(session.book.shares.items())],
+        "pending": pending(session),
+        "left": left(session),
+        "errors": [
+            {"time": item.time, "path": item.path, "code": item.code, "detail": item.detail}
+            for item in session.incidents
+        ],
+        "counters": {
+            "gate_walks": session.gate.counters.walks,
+            "unwraps": session.gate.counters.unwraps,
+            "refusals": dict(session.gate.counters.refusals),
+            "fetches": session.store.counters.gets,
+            "puts": session.store.counters.puts,
+            "decrypts": reader.counters.opens,
+            "commits": sum(item.counters.commits for item in session.book.shares.values()),
+            "heads": sum(item.counters.heads for item in session.book.shares.values()),
+            "merges": sum(item.counters.merges for item in session.book.shares.values()),
+        },
+    }
+
+
+def status_json(session: Session, mounted: dict[str, Any]) -> bytes:
+    return json.dumps(status(session) | mounted, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def errors_text(session: Session) -> bytes:
+    """Return the incidents as text for people, newest last: what, why, and what to do."""
+    if not session.incidents:
+        return b"Nothing was refused and nothing went wrong since this mount began.\n"
+    lines = []
+    for item in session.incidents:
+        when = datetime.fromtimestamp(item.time, UTC).isoformat().replace("+00:00", "Z")
+        reason = TABLE[item.code]
+        detail = f" ({item.detail})" if item.detail else ""
+        lines.append(
+            f"{when}  {item.path}\n    {item.code}: {reason.sentence}{detail}\n    {reason.remedy}\n"
+        )
+    return "".join(lines).encode(errors="surrogateescape")

@@ -1,0 +1,359 @@
+"""What every command does, in one place: the daemon's control socket and a lone command both call this.
+
+Each method takes and returns plain JSON values. A method raises `MeshkitError`; anything else is a defect.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from meshkitfs import keyvault
+from meshkitfs.core.cid import cid_text
+from meshkitfs.core.durations import parse_expiry
+from meshkitfs.daemon import config as configuration
+from meshkitfs.daemon import describe
+from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.session import WATCH_S, Session
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Trace
+from meshkitfs.identity import create_identity, publish, report, save_identity, standing, to_text
+from meshkitfs.metadata import EmbeddedMetadata
+from meshkitfs.providers import open_provider, parse_provider
+from meshkitfs.shares import DirNode, Node, Share, Terms
+from meshkitfs.state import State
+
+__all__ = ["Service", "initialize"]
+
+Progress = Callable[[dict[str, Any]], None]
+
+_RIGHTS: Final = {
+    "read": ("read",),
+    "write": ("read", "write"),
+}
+# What an open descriptor elsewhere may still read after a revocation, in seconds: the watcher's step, and
+# as much again for the walk and the kernel.
+REVOKE_BOUND_S: Final = 2 * WATCH_S
+_PROGRESS_S: Final = 0.2
+
+
+class Service:
+    """The commands of one open home."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        # What a mount adds to `status`: its mount point and process id.
+        self.mounted: dict[str, Any] = {}
+        self._methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "share.create": self._share_create,
+            "share.list": self._share_list,
+            "share.show": self._share_show,
+            "share.add": self._share_add,
+            "share.revoke": self._share_revoke,
+            "share.accept_rollback": self._share_accept_rollback,
+            "inbox.list": self._inbox_list,
+            "inbox.accept": self._inbox_accept,
+            "identity.show": self._identity_show,
+            "identity.publish": self._identity_publish,
+            "contacts.list": self._contacts_list,
+            "contacts.add": self._contacts_add,
+            "contacts.verify": self._contacts_verify,
+            "status": self._status,
+            "explain": self._explain,
+            "clock.reset": self._clock_reset,
+        }
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, home: Home, passphrase: keyvault.Passphrase | None) -> AsyncIterator[Service]:
+        """Open ``home`` (its lock is held by the caller) and serve its commands."""
+        async with Session.open(home, passphrase) as session:
+            yield cls(session)
+
+    async def call(
+        self, method: str, params: dict[str, Any], progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Do one command. Raises ``invalid_argument`` for an unknown method or parameter."""
+        if method == "sync":
+            return await self.sync(float(params.get("timeout") or 0), progress or (lambda _: None))
+        function = self._methods.get(method)
+        if function is None:
+            raise MeshkitError("invalid_argument", f"no method {method!r}")
+        try:
+            pending = function(**params)
+        except TypeError:
+            raise MeshkitError("invalid_argument", f"parameters of {method}") from None
+        return await pending
+
+    # -- shares ------------------------------------------------------------------------------------
+
+    async def _share_create(self, name: str) -> dict[str, Any]:
+        share = await self.session.book.create(os.fsencode(name))
+        return await self._described(share)
+
+    async def _share_list(self) -> dict[str, Any]:
+        return {
+            "shares": [await self._described(share) for _, share in sorted(self.session.book.shares.items())]
+        }
+
+    async def _share_show(self, share: str) -> dict[str, Any]:
+        found = self.session.book.find(share.split("/", 1)[0])
+        data = await self._described(found)
+        members = self.session.state.members(found.row.share) if found.row.mine else []
+        me = self.session.identity.handle
+        data["recipients"] = [
+            describe.member(member) for member in members if not member.revoked and member.handle != me
+        ]
+        return data
+
+    async def _described(self, share: Share) -> dict[str, Any]:
+        try:
+            await share.use("list", current=True)
+        except MeshkitError:
+            pass  # the description says so itself
+        return describe.share(share)
+
+    async def _share_add(
+        self, target: str, recipient: str, rights: str | None = None, expires: str | None = None,
+        snapshot: bool = False, policy: str | None = None, vault: str | None = None,
+        capability: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        names = _RIGHTS.get(rights or "read")
+        if names is None:
+            raise MeshkitError("invalid_argument", f"rights {rights!r}: say read or write")
+        until = parse_expiry(expires, int(time.time())) if expires else 0
+        terms = Terms(names, until, policy or "", vault or "", capability or "")
+        name, _, path = self._relative(target).strip("/").partition("/")
+        share = self.session.book.find(name)
+        if snapshot:
+            if rights == "write":
+                raise MeshkitError("invalid_argument", "a snapshot can only be read")
+            if not path:
+                raise MeshkitError("invalid_argument", "a snapshot names a file or directory inside a share")
+            node = await self._walk(share, path)
+            member, contact = await self.session.book.add_snapshot(share, path, node, recipient, terms)
+        elif path:
+            raise MeshkitError(
+                "not_supported",
+                f"'{path}' alone, live: grant the whole share, or this version of it with --snapshot",
+            )
+        else:
+            member, contact = await self.session.book.add(share, recipient, terms)
+        data = describe.member(member) | {"trust": str(contact.trust), "fingerprint": contact.fingerprint}
+        if snapshot and node.entry is not None:
+            data["cid"] = cid_text(node.entry.ref[:32])
+        return data
+
+    async def _share_revoke(self, share: str, recipient: str) -> dict[str, Any]:
+        found = self.session.book.find(self._relative(share).strip("/").split("/", 1)[0])
+        ended = await self.session.book.revoke(found, recipient)
+        return {
+            "share": found.name,
+            "recipient": recipient,
+            "revoked": [describe.member(member) for member in ended],
+            "bound_seconds": REVOKE_BOUND_S,
+        }
+
+    async def _share_accept_rollback(self, share: str) -> dict[str, Any]:
+        found = self.session.book.find(share)
+        old = await self.session.book.accept_rollback(found)
+        self.session.note(found.name, MeshkitError("head_rollback", "accepted by command"))
+        return {"share": found.name, "was_version": old.head_version, "now": await self._described(found)}
+
+    def _relative(self, target: str) -> str:
+        """Return SHARE[/path] for a path below the mount point; other targets are that already."""
+        point = self.mounted.get("mountpoint")
+        if point and target.startswith("/"):
+            relative = os.path.relpath(target, point)
+            if not relative.startswith(".."):
+                return relative
+        return target
+
+    async def _walk(self, share: Share, path: str) -> Node:
+        """Return the node at ``path`` in ``share``. Raises ``path_not_found``."""
+        grant = await share.use("list", current=True)
+        tree = share.tree
+        assert tree is not None
+        node: Node = tree.root
+        for part in path.split("/"):
+            if not isinstance(node, DirNode):
+                raise MeshkitError("path_not_found", path)
+            await tree.load(grant, node)
+            try:
+                node = tree.node_of(node, os.fsencode(part))
+            except OSError:
+                raise MeshkitError("path_not_found", f"{share.name}/{path}") from None
+        return node
+
+    # -- people ------------------------------------------------------------------------------------
+
+    async def _inbox_list(self) -> dict[str, Any]:
+        invitations, unreadable = await self.session.book.inbox()
+        contacts = {contact.handle: contact for contact in self.session.contacts.list()}
+        return {
+            "letters": [describe.invitation(item, contacts) for item in invitations],
+            "unreadable": unreadable,
+        }
+
+    async def _inbox_accept(self, letter: str, name: str | None = None) -> dict[str, Any]:
+        share = await self.session.book.accept(letter, os.fsencode(name) if name else None)
+        return await self._described(share)
+
+    async def _identity_show(self) -> dict[str, Any]:
+        session = self.session
+        data = report(session.identity, int(time.time())).as_dict()
+        data["record"] = to_text(session.identity.record)
+        data["published"] = await standing(session.identity, session.metadata) in ("current", "ahead")
+        data["key_vault"] = session.vault.report().as_dict()
+        return data
+
+    async def _identity_publish(self) -> dict[str, Any]:
+        await publish(self.session.identity, self.session.metadata)
+        return await self._identity_show()
+
+    async def _contacts_list(self) -> dict[str, Any]:
+        return {"contacts": [contact.as_dict() for contact in self.session.contacts.list()]}
+
+    async def _contacts_add(self, handle: str, record: str | None = None) -> dict[str, Any]:
+        contacts, now = self.session.contacts, int(time.time())
+        if record is None:
+            return (await contacts.resolve(handle, now)).as_dict()
+        contact = contacts.add(record, now)
+        if contact.handle != handle:
+            raise MeshkitError("invalid_argument", f"that record is of '{contact.handle}', not '{handle}'")
+        return contact.as_dict()
+
+    async def _contacts_verify(self, handle: str, code: str | None = None) -> dict[str, Any]:
+        contacts = self.session.contacts
+        if code is None:
+            if contacts.get(handle) is None:
+                await contacts.resolve(handle, int(time.time()))
+            return {"handle": handle, "code": contacts.verification_code(handle)}
+        return contacts.verify(handle, code).as_dict()
+
+    # -- looking and waiting -----------------------------------------------------------------------
+
+    async def _status(self) -> dict[str, Any]:
+        return describe.status(self.session) | self.mounted
+
+    async def sync(self, timeout: float, progress: Progress) -> dict[str, Any]:
+        """Publish everything that waits; returns what is left after ``timeout`` seconds (0: no limit)."""
+        session = self.session
+        waiting = session.state.unpublished()
+
+        async def publish_all() -> None:
+            async with trio.open_nursery() as nursery:
+                for share in list(session.book.shares.values()):
+                    if share.dirty or (share.row.share in waiting and share.row.grant == "live"):
+                        nursery.start_soon(self._publish_one, share)
+                nursery.start_soon(self._report, progress, nursery.cancel_scope)
+
+        with trio.move_on_after(timeout or float("inf")):
+            await publish_all()
+        return {"left": describe.left(session)}
+
+    async def _publish_one(self, share: Share) -> None:
+        try:
+            await share.use("list")
+            if share.dirty:
+                await share.flush()
+        except MeshkitError as error:
+            self.session.note(share.name, error)
+
+    async def _report(self, progress: Progress, scope: trio.CancelScope) -> None:
+        """Tell how much is left until nothing is; ends with the last publication."""
+        total = 0
+        while True:
+            left = describe.pending(self.session)
+            total = max(total, left["blocks"])
+            progress({"done": total - left["blocks"], "total": total, "unit": "blocks"})
+            if not any(share.dirty and share.stuck is None for share in self.session.book.shares.values()):
+                return
+            await trio.sleep(_PROGRESS_S)
+
+    async def _explain(self, path: str) -> dict[str, Any]:
+        """Walk the gate for the share ``path`` is in, and say what each step found."""
+        session = self.session
+        relative = self._relative(path).strip("/")
+        share = session.book.find(relative.partition("/")[0])
+        trace = Trace()
+        failure: MeshkitError | None = None
+        try:
+            await session.gate.open(share.row, "read", trace)
+        except MeshkitError as error:
+            failure = error
+        data: dict[str, Any] = {"path": relative, "share": share.name, "steps": trace.as_list(), "code": ""}
+        if failure is not None:
+            return data | failure.as_dict()
+        if share.stuck is not None:
+            return data | share.stuck.as_dict()
+        return data
+
+    async def _clock_reset(self) -> dict[str, Any]:
+        self.session.clock.reset()
+        return {}
+
+
+async def initialize(
+    home: Home,
+    handle: str,
+    provider: str,
+    metadata: str,
+    key_vault: str | None,
+    passphrase: keyvault.Passphrase | None,
+    publish_it: bool,
+) -> dict[str, Any]:
+    """Set up ``home`` (its lock is held): stores, key vault, identity, state, configuration.
+
+    The identity file is written last, so that a home is either set up or not. A byte store or metadata
+    store that exists is used as it is. Raises ``already_initialized``, ``identity_handle_taken``,
+    ``invalid_config``, ``keyvault_unavailable``, ``keyvault_refused``.
+    """
+    if home.initialized:
+        raise MeshkitError("already_initialized", str(home.root))
+    now = int(time.time())
+    identity = create_identity(handle, now)
+    spec = parse_provider(provider)
+    vault = keyvault.choose(key_vault, home.root, passphrase)
+    open_provider(spec, create=True).close()
+    if not os.path.exists(metadata):
+        EmbeddedMetadata.create(metadata).close()
+    directory = EmbeddedMetadata(metadata)
+    try:
+        if publish_it:
+            if await directory.identity(handle):
+                raise MeshkitError("identity_handle_taken", handle)
+        secret = secrets.token_bytes(keyvault.KEY_BYTES)
+        await trio.to_thread.run_sync(vault.create, secret)
+        try:
+            key = keyvault.derive_key(secret, "mk/state-db@1")
+            State.open(home.state_db, key, create=True).close()
+            chosen = configuration.Config(
+                provider=configuration.ProviderConfig(store=spec.store),
+                metadata=configuration.MetadataConfig(path=Path(metadata)),
+                key_vault=configuration.KeyVaultConfig(type=vault.kind),
+                identity=handle,
+            )
+            if os.path.lexists(home.config_path):
+                chosen = replace(
+                    configuration.load(home.config_path), key_vault=chosen.key_vault, identity=handle
+                )
+            configuration.save(home.config_path, chosen)
+            if publish_it:
+                await publish(identity, directory)
+            save_identity(home.identity_file, identity, secret)
+        except BaseException:
+            vault.destroy()
+            home.state_db.unlink(missing_ok=True)
+            raise
+    finally:
+        directory.close()
+    return report(identity, now).as_dict() | {"key_vault": vault.report().as_dict(), "published": publish_it}

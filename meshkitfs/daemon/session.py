@@ -1,0 +1,212 @@
+"""A home at work: key vault, identity, state, stores, gate and shares, opened in order and closed in reverse.
+
+The same session serves a mount and a single command; only the mount adds FUSE on top.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from meshkitfs import keyvault
+from meshkitfs.daemon import config as configuration
+from meshkitfs.daemon.home import Home
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Gate
+from meshkitfs.identity import ContactBook, Identity, load_identity
+from meshkitfs.metadata import EmbeddedMetadata, Metadata
+from meshkitfs.providers import ByteStore, open_provider, parse_provider
+from meshkitfs.shares import AccessChanged, BlockReader, Budget, Event, Services, ShareBook
+from meshkitfs.state import Clock, Spool, State
+
+__all__ = ["Incident", "Session"]
+
+_log = logging.getLogger(__name__)
+
+# Plaintext of blocks that was read, kept for the next read (bytes, all shares together).
+READ_CACHE: Final = 64 << 20
+# How often the metadata store is asked whether something changed. This bounds how long a revocation, an
+# expiry or a remote change can go unnoticed on a mount that nobody opens anything in.
+WATCH_S: Final = 0.5
+INCIDENTS: Final = 200
+CLOSE_DEADLINE_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A refusal or fault that a person may want to know of; ``time`` is UNIX seconds."""
+
+    time: int
+    path: str
+    code: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Session:
+    """Everything of one open home. Made by `Session.open`."""
+
+    home: Home
+    config: configuration.Config
+    vault: keyvault.KeyVault
+    identity: Identity
+    state: State
+    clock: Clock
+    store: ByteStore
+    metadata: Metadata
+    gate: Gate
+    services: Services
+    book: ShareBook
+    contacts: ContactBook
+    incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
+    listeners: list[Callable[[Event], None]] = field(default_factory=list)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, home: Home, passphrase: keyvault.Passphrase | None) -> AsyncIterator[Session]:
+        """Open ``home``, whose lock the caller holds. Leaving it sends what is unsent, as far as possible.
+
+        Raises MeshkitError: ``not_initialized``, ``invalid_config``, the key vault's refusals,
+        ``state_corrupt``, ``provider_request_failed``, ``metadata_unavailable``.
+        """
+        home.require_initialized()
+        settings = configuration.load(home.config_path)
+        async with AsyncExitStack() as stack:
+            vault = _vault(home, settings, passphrase)
+            secret = await trio.to_thread.run_sync(vault.load)
+            identity = await trio.to_thread.run_sync(load_identity, home.identity_file, secret)
+            key = keyvault.derive_key(secret, "mk/state-db@1")
+            state = await trio.to_thread.run_sync(State.open, home.state_db, key)
+            stack.callback(state.close)
+            store = open_provider(parse_provider(settings.provider.spec))
+            stack.callback(store.close)
+            metadata = EmbeddedMetadata(settings.metadata.path)
+            stack.callback(metadata.close)
+            spool = await trio.to_thread.run_sync(_spool, home, state)
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
+            session = cls._assemble(home, settings, vault, identity, state, store, metadata, spool, nursery)
+            nursery.start_soon(session._watch)
+            nursery.start_soon(session._resume)
+            stack.push_async_callback(session._close)
+            yield session
+
+    @classmethod
+    def _assemble(
+        cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, identity: Identity,
+        state: State, store: ByteStore, metadata: Metadata, spool: Spool, nursery: trio.Nursery,
+    ) -> Session:  # fmt: skip
+        clock = Clock(state)
+        gate = Gate(lambda: identity.encryption, metadata, state, clock)
+        spooled = state.staged_digests()
+        contacts = ContactBook(identity.public.root, state, metadata)
+        # Services and session refer to each other through this: events arrive only once it is filled.
+        made: list[Session] = []
+        services = Services(
+            gate=gate,
+            metadata=metadata,
+            reader=BlockReader(store, spool, spooled, READ_CACHE),
+            spool=spool,
+            state=state,
+            budget=Budget(),
+            nursery=nursery,
+            signing=lambda: identity.signing,
+            who=identity.handle,
+            emit=lambda event: made[0]._on_event(event) if made else None,
+        )
+        book = ShareBook(services, lambda: identity, lambda: contacts)
+        session = cls(
+            home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts
+        )
+        services.budget.on_pressure = session._hurry_all
+        made.append(session)
+        return session
+
+    def _hurry_all(self) -> None:
+        for share in self.book.shares.values():
+            share.hurry()
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, AccessChanged) and event.code:
+            share = self.book.shares.get(event.share.encode(errors="surrogateescape"))
+            detail = share.refusal.detail if share is not None and share.refusal is not None else ""
+            self.note(event.share, MeshkitError(event.code, detail))
+        for listener in self.listeners:
+            listener(event)
+
+    def note(self, path: str, error: MeshkitError) -> None:
+        """Remember a refusal or fault for ``errors.txt`` and ``status``; repeats of the last one are one."""
+        last = self.incidents[-1] if self.incidents else None
+        if last is None or (last.path, last.code, last.detail) != (path, error.code, error.detail):
+            self.incidents.append(Incident(int(time.time()), path, error.code, error.detail))
+
+    async def _watch(self) -> None:
+        """Notice what others did, renew leases and rosters, and let expired grants end."""
+        while True:
+            await trio.sleep(WATCH_S)
+            for share in list(self.book.shares.values()):
+                await share.refresh()
+            try:
+                await self.book.renew_rosters()
+            except MeshkitError as error:
+                _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
+
+    async def _resume(self) -> None:
+        """Go on with what an earlier run could not publish."""
+        waiting = self.state.unpublished()
+        for share in list(self.book.shares.values()):
+            if share.row.share in waiting and share.row.grant == "live":
+                try:
+                    await share.use("list")
+                except MeshkitError as error:
+                    _log.warning("unsent changes of share %r must wait: %s", share, error.code)
+
+    async def _close(self) -> None:
+        """Publish what is not published yet; what cannot be stays in the spool for the next start."""
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+            for share in list(self.book.shares.values()):
+                if share.dirty:
+                    try:
+                        await share.flush()
+                    except MeshkitError as error:
+                        _log.warning("left unsent: share %r: %s (%s)", share, error.code, error.detail)
+                    except Exception:
+                        _log.exception("left unsent: share %r", share)
+
+    def runtime(self) -> dict[str, Any]:
+        """Return what this runtime really gives: how the keys are kept and what memory protection there is."""
+        report = self.vault.report()
+        return {
+            "key_vault": report.kind,
+            "persistent": report.persistent,
+            "exportable": report.exportable,
+            "hardware_backed": report.hardware_backed,
+            "user_presence": report.user_presence,
+            "fallback": report.fallback,
+            "available": report.available,
+            # Keys are in ordinary process memory; nothing locks it against swapping yet.
+            "locked_memory": False,
+        }
+
+
+def _vault(
+    home: Home, settings: configuration.Config, passphrase: keyvault.Passphrase | None
+) -> keyvault.KeyVault:
+    kind = settings.key_vault.type if settings.key_vault is not None else keyvault.existing(home.root)
+    if kind is None:
+        raise MeshkitError("identity_not_found", f"there is no key vault in {home.root}")
+    return keyvault.open_vault(kind, home.root, passphrase)
+
+
+def _spool(home: Home, state: State) -> Spool:
+    spool = Spool(home.cache_dir)
+    # What a crash left behind before its commit was recorded is nobody's.
+    spool.sweep(state.staged_digests())
+    return spool

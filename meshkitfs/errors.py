@@ -1,0 +1,292 @@
+"""Every way meshkitfs can fail: one table, one exception.
+
+A failure has a stable ``code`` (a script may depend on it), a sentence for the person, a remedy that
+person can act on, an errno for the kernel and an exit code for the shell. The four places that show a
+failure (xattr ``user.meshkit.reason``, ``.meshkit/errors.txt``, ``meshkitfs explain`` and the log) all
+print the same row of this table.
+
+Codes that MeshKit's public documentation names are used with MeshKit's spelling; the others are ours.
+The rule for errno: *the gate answers EACCES, the bytes answer EIO*. ENOENT is never used for something
+a manifest says exists.
+
+This module imports nothing of the project, and everything may import it.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["TABLE", "MeshkitError", "Reason", "exit_code_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One row of the error table: what happened, in words, and what to do about it."""
+
+    code: str
+    category: str
+    errno: int
+    sentence: str
+    remedy: str
+
+
+# Exit codes are by category, so that a script can tell "you may not" from "the disk is full" without
+# parsing text. They are part of the CLI's interface (docs/cli.md) and never change meaning.
+_EXIT_CODES: Final = {
+    "usage": 2,
+    "config": 3,
+    "identity": 4,
+    "access": 5,
+    "integrity": 6,
+    "unavailable": 7,
+    "space": 8,
+    "conflict": 9,
+    "mount": 10,
+    "internal": 70,
+}
+
+_ROWS: Final = (
+    # -- the gate: who may open what, and is that provable now ---------------------------------------
+    ("identity_not_found", "identity", _errno.EACCES,
+     "There is no identity on this device.",
+     "Create one with 'meshkitfs init', or point MESHKITFS_HOME at the home that holds it."),
+    ("identity_locked", "identity", _errno.EACCES,
+     "The key vault that holds this identity is locked or cannot be reached.",
+     "Unlock the keyring or give the passphrase; 'meshkitfs doctor' says which key vault is meant."),
+    ("recipient_not_authorized", "access", _errno.EACCES,
+     "No capsule of this share is addressed to this identity.",
+     "Ask the owner to run 'meshkitfs share add' for this identity."),
+    ("key_unwrap_failed", "access", _errno.EACCES,
+     "The capsule does not open with this identity's key, or the key in it is not the one it promises.",
+     "Ask the owner to grant the share again; the capsule was damaged, or made for another key."),
+    ("capsule_not_found", "access", _errno.EACCES,
+     "The grant (capsule) for this share cannot be found or is not signed by the share's owner.",
+     "Check that the metadata store is the one the owner uses, then ask for a new grant."),
+    ("share_expired", "access", _errno.EACCES,
+     "The grant is outside its validity time.",
+     "Ask the owner for a new grant; if the date on this device is wrong, correct it."),
+    ("share_revoked", "access", _errno.EACCES,
+     "The owner has revoked this grant.",
+     "Ask the owner to share it again if this was not meant."),
+    ("freshness_unproven", "access", _errno.EACCES,
+     "Nobody vouches that this grant is still valid now: the proof is missing, old or not believable.",
+     "Check the connection to the metadata store and this device's clock, then try again."),
+    ("policy_provider_required", "access", _errno.EACCES,
+     "The grant demands a policy decision and no policy provider is configured.",
+     "Configure the policy provider that the owner named, or ask for a grant without a policy."),
+    ("policy_provider_error", "access", _errno.EACCES,
+     "The policy provider did not give a usable answer.",
+     "Try again; if it persists, tell whoever runs the policy provider."),
+    ("policy_denied", "access", _errno.EACCES,
+     "The policy provider refused.",
+     "Ask the owner of the policy."),
+    ("vault_membership_required", "access", _errno.EACCES,
+     "The grant demands membership of a vault, and that membership is not proved.",
+     "Ask the owner to add this identity to the vault."),
+    ("capability_required", "access", _errno.EACCES,
+     "The grant demands a capability token and none was presented.",
+     "Ask the owner for the token."),
+    ("capability_denied", "access", _errno.EACCES,
+     "The capability token does not allow this.",
+     "Ask the owner for a token with the right it lacks."),
+    ("right_not_granted", "access", _errno.EACCES,
+     "The grant does not include this right.",
+     "Ask the owner for it ('meshkitfs share add SHARE YOU --rights write')."),
+    # -- the bytes: what came back is not what was stored ---------------------------------------------
+    ("cid_mismatch", "integrity", _errno.EIO,
+     "The store returned bytes that do not match their CID; they were thrown away unread.",
+     "Nothing was decrypted. Restore the block at the store, or read from another copy of it."),
+    ("invalid_envelope", "integrity", _errno.EIO,
+     "A sealed object does not open, or is not what its place says it is.",
+     "The data was not written by a holder of this share's keys; tell the share's owner."),
+    ("invalid_record", "integrity", _errno.EIO,
+     "A signed record is malformed, or its signature is not valid.",
+     "The metadata store holds something no member of the share signed; tell the share's owner."),
+    ("head_rollback", "integrity", _errno.EIO,
+     "The metadata store offers an older state of this share than this device has already seen.",
+     "The share is quarantined here. If the store was restored from a backup on purpose, run "
+     "'meshkitfs share accept-rollback SHARE'."),
+    ("head_fork", "integrity", _errno.EIO,
+     "The metadata store shows this device another history of the share than it did before.",
+     "The share is quarantined here. Compare with the other members, then run "
+     "'meshkitfs share accept-rollback SHARE'."),
+    ("block_unavailable", "unavailable", _errno.EIO,
+     "A block that the manifest names is not at the store.",
+     "Bring the store back or restore the block; nothing here was changed."),
+    ("provider_http_error", "unavailable", _errno.EIO,
+     "The byte store answered with an error.",
+     "Look at the store's own log; 'meshkitfs doctor' tests the connection."),
+    ("provider_request_failed", "unavailable", _errno.EIO,
+     "The byte store could not be reached or did not answer in time.",
+     "Check that it runs and is reachable; 'meshkitfs doctor' tests it. Unsent changes stay here."),
+    ("metadata_unavailable", "unavailable", _errno.EIO,
+     "The metadata store cannot be reached or read.",
+     "Check its path or address with 'meshkitfs doctor'. Nothing here was changed."),
+    ("no_space", "space", _errno.ENOSPC,
+     "There is no room left for this.",
+     "Free some space where the blocks are kept; 'meshkitfs status' shows what is waiting."),
+    ("head_conflict", "conflict", _errno.EIO,
+     "Somebody else published a newer version at the same moment.",
+     "It is merged and tried again by itself; run 'meshkitfs sync' if this message stays."),
+    ("commit_pending", "unavailable", _errno.EIO,
+     "The change is safe on this device, but is not published yet.",
+     "It is retried by itself; 'meshkitfs status' shows what is waiting and why."),
+    # -- this device ------------------------------------------------------------------------------------
+    ("state_corrupt", "integrity", _errno.EIO,
+     "This device's own memory (state.db) is damaged or was written with another key.",
+     "Move it aside and run 'meshkitfs sync': published data is fetched again. Changes that were "
+     "never published are only in that file, so keep it."),
+    ("home_busy", "conflict", _errno.EBUSY,
+     "Another meshkitfs process is using this home directory.",
+     "Use the running mount (the commands talk to it), or end it with 'meshkitfs umount'."),
+    ("not_initialized", "config", _errno.EACCES,
+     "This home directory has not been set up.",
+     "Run 'meshkitfs init'."),
+    ("already_initialized", "config", _errno.EEXIST,
+     "This home directory already holds an identity.",
+     "Use it as it is, or set MESHKITFS_HOME to another directory."),
+    ("invalid_config", "config", _errno.EINVAL,
+     "The configuration is not valid.",
+     "Correct the named field; docs/operations.md lists them all."),
+    ("invalid_cli_config", "config", _errno.EINVAL,
+     "The configuration file cannot be read.",
+     "Correct the file, or write a new one with 'meshkitfs init'."),
+    ("keyvault_unavailable", "identity", _errno.EACCES,
+     "The chosen key vault cannot be used on this machine.",
+     "Choose another with --key-vault (secret-service, passphrase-file, plain-file)."),
+    ("keyvault_refused", "identity", _errno.EACCES,
+     "That key vault would be weaker than what was asked for, so it is not used.",
+     "Choose a key vault by name; nothing falls back to a weaker one by itself."),
+    ("wrong_passphrase", "identity", _errno.EACCES,
+     "The passphrase does not open the key vault.",
+     "Try again; there is no way around a lost passphrase."),
+    ("identity_corrupt", "identity", _errno.EIO,
+     "A file that keeps this identity (its key vault file or identity.sealed) is damaged.",
+     "Restore that file from a backup of the home directory. Keep the damaged one: without it and without "
+     "a backup nobody can open what was shared with this identity."),
+    ("clock_rollback", "access", _errno.EACCES,
+     "This device's clock is behind a time it has already shown.",
+     "Correct the clock. Time-limited grants stay closed until it has caught up."),
+    # -- people --------------------------------------------------------------------------------------------
+    ("contact_unknown", "usage", _errno.ENOENT,
+     "Nobody of that name is known here or in the directory.",
+     "Ask them to run 'meshkitfs identity publish', or add their record with 'meshkitfs contacts add'."),
+    ("contact_key_changed", "access", _errno.EACCES,
+     "The directory shows another key for this contact, without a valid chain from the old one.",
+     "Do not share until you have compared fingerprints in person; then add the contact again."),
+    ("verification_failed", "access", _errno.EACCES,
+     "The code does not belong to this contact and you.",
+     "Compare again, in person or by voice. If it still differs, somebody is in between."),
+    ("identity_handle_taken", "conflict", _errno.EEXIST,
+     "The directory already holds another identity of that name.",
+     "Choose another name with 'meshkitfs init --identity NAME'."),
+    # -- what was asked for -----------------------------------------------------------------------------
+    ("share_not_found", "usage", _errno.ENOENT,
+     "There is no share of that name here.",
+     "'meshkitfs share list' shows the shares."),
+    ("share_exists", "usage", _errno.EEXIST,
+     "There is already a share of that name here.",
+     "Choose another name."),
+    ("invalid_name", "usage", _errno.EINVAL,
+     "That is not a usable name.",
+     "A share name has 1 to 255 bytes, no '/', no NUL, and does not start with a dot."),
+    ("invalid_argument", "usage", _errno.EINVAL,
+     "That argument is not understood.",
+     "See 'meshkitfs COMMAND --help'."),
+    ("invalid_cid", "usage", _errno.EINVAL,
+     "That is not a CID this system uses (CIDv1, raw, sha2-256, base32).",
+     "Copy the CID again, whole; it starts with 'bafkrei' and has 59 characters."),
+    ("letter_not_found", "usage", _errno.ENOENT,
+     "There is no such invitation in the inbox.",
+     "'meshkitfs inbox' lists them."),
+    ("path_not_found", "usage", _errno.ENOENT,
+     "There is no such path in the share.",
+     "Check the spelling; 'meshkitfs share show SHARE' tells what is there."),
+    ("not_supported", "usage", _errno.EOPNOTSUPP,
+     "This is not supported.",
+     "docs/known-gaps.md lists the deliberate gaps and what to do instead."),
+    # -- mounting ------------------------------------------------------------------------------------------
+    ("fuse_missing", "mount", _errno.ENODEV,
+     "/dev/fuse cannot be opened.",
+     "Load the module ('sudo modprobe fuse') or, in a container, pass the device in (--device /dev/fuse)."),
+    ("fusermount_missing", "mount", _errno.ENOENT,
+     "The program fusermount3 is not installed or not set up for ordinary users.",
+     "Install it: 'sudo apt-get install fuse3'."),
+    ("mountpoint_missing", "mount", _errno.ENOENT,
+     "The mount point does not exist or is not a directory.",
+     "Make it ('mkdir -p DIR') and try again."),
+    ("mountpoint_busy", "mount", _errno.EBUSY,
+     "Something is already mounted there.",
+     "Use that mount, or end it with 'meshkitfs umount DIR'."),
+    ("mountpoint_stale", "mount", _errno.ENOTCONN,
+     "A mount whose daemon has died is still there.",
+     "Clear it with 'meshkitfs umount DIR'; 'meshkitfs mount' does so by itself where it may."),
+    ("mountpoint_not_empty", "mount", _errno.ENOTEMPTY,
+     "The mount point is not empty; its files would be hidden.",
+     "Choose an empty directory, or say --nonempty if hiding them is meant."),
+    ("mountpoint_inside_state", "mount", _errno.EINVAL,
+     "The mount point is inside meshkitfs' own state, or the state is inside the mount point.",
+     "Choose another directory; a filesystem that stores itself inside itself hangs."),
+    ("mount_failed", "mount", _errno.EIO,
+     "The kernel refused the mount.",
+     "The detail says why; 'meshkitfs doctor' checks the usual causes."),
+    ("not_mounted", "mount", _errno.ENOENT,
+     "Nothing of ours is mounted there.",
+     "'meshkitfs status' shows the mounts."),
+    ("daemon_unreachable", "mount", _errno.EIO,
+     "The daemon of this home does not answer.",
+     "Look at its log (the path is in 'meshkitfs doctor'); end it with 'meshkitfs umount'."),
+    ("operation_aborted", "unavailable", _errno.EINTR,
+     "The operation was stopped before it was done.",
+     "Run it again; what was already done is kept."),
+    ("timed_out", "unavailable", _errno.ETIMEDOUT,
+     "It did not finish in the time given.",
+     "Try again, with a longer --timeout if the work is large."),
+    ("internal_error", "internal", _errno.EIO,
+     "Something went wrong that should not be possible.",
+     "Please report it with the log; no data was given up."),
+)
+
+TABLE: Final[dict[str, Reason]] = {row[0]: Reason(*row) for row in _ROWS}
+
+
+class MeshkitError(Exception):
+    """A classified failure. ``code`` is a key of `TABLE`; an unknown code is a programming error.
+
+    ``detail`` may name paths, CIDs, share names and fields, never keys, tokens or plaintext: it is
+    shown to people and written to logs.
+    """
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        self.reason = TABLE[code]
+        self.detail = detail
+        super().__init__(f"{code}: {detail or self.reason.sentence}")
+
+    @property
+    def code(self) -> str:
+        return self.reason.code
+
+    @property
+    def errno(self) -> int:
+        """What a system call answers for this failure."""
+        return self.reason.errno
+
+    @property
+    def remedy(self) -> str:
+        return self.reason.remedy
+
+    def as_dict(self) -> dict[str, str]:
+        """The form the CLI prints with ``--json`` and the control socket carries."""
+        return {
+            "code": self.code,
+            "message": self.reason.sentence,
+            "detail": self.detail,
+            "suggestion": self.remedy,
+        }
+
+
+def exit_code_for(error: MeshkitError) -> int:
+    """Return the documented process exit code for ``error``."""
+    return _EXIT_CODES[error.reason.category]

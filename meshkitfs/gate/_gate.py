@@ -1,0 +1,336 @@
+"""The ordered checks. The first failure ends the walk; nothing is unwrapped, fetched or decrypted before.
+
+The order is that of docs/concepts.md and MeshKit's public description: identity, capsule, roster,
+freshness, validity, vault, capability, policy, then the unwrap, then the head.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from meshkitfs.core._unwrap import open_capsule
+from meshkitfs.core.cid import cid_text
+from meshkitfs.core.cose import peek1, record_hash
+from meshkitfs.core.keys import EncryptionKey, kid_of
+from meshkitfs.core.records import Capsule, Head, Roster, Timestamp
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate._grant import Grant, HeadView, make_grant
+from meshkitfs.gate._trace import Trace
+from meshkitfs.metadata import Metadata, ShareState
+from meshkitfs.policy import PolicyProvider, PolicyRequest
+from meshkitfs.state import Clock, Mark, Quarantine, ShareRow, State
+
+__all__ = ["Counters", "Gate"]
+
+_log = logging.getLogger(__name__)
+
+# Records signed by another machine's clock may be this far ahead of ours.
+SKEW_S = 60
+METADATA_DEADLINE_S = 10
+POLICY_DEADLINE_S = 5
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the gate has done since start; tests use it to prove what did not happen."""
+
+    walks: int = 0
+    unwraps: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
+
+
+class Gate:
+    """Opens shares for one identity.
+
+    ``encryption`` returns the identity's X-Wing key or raises ``identity_locked``/``identity_not_found``.
+    """
+
+    def __init__(
+        self,
+        encryption: Callable[[], EncryptionKey],
+        metadata: Metadata,
+        state: State,
+        clock: Clock,
+        policy: PolicyProvider | None = None,
+    ) -> None:
+        self._encryption = encryption
+        self._metadata = metadata
+        self._state = state
+        self._clock = clock
+        self._policy = policy
+        self.counters = Counters()
+        # Unwrapped keys by capsule hash: renewing a lease every few minutes needs no new unwrap.
+        self._keys: dict[bytes, bytes] = {}
+
+    def forget_keys(self) -> None:
+        """Drop every unwrapped key (the identity was locked)."""
+        self._keys.clear()
+
+    async def open(self, row: ShareRow, action: str, trace: Trace | None = None) -> Grant:
+        """Walk the checks for ``row`` and return a grant that includes ``action``.
+
+        Raises MeshkitError with the code of the first check that failed; every code that can come from
+        here has errno EACCES, except the two of a quarantined history (``head_rollback``, ``head_fork``).
+        """
+        trace = trace if trace is not None else Trace()
+        self.counters.walks += 1
+        try:
+            return await self._walk(row, action, trace)
+        except MeshkitError as error:
+            self.counters.refusals[error.code] = self.counters.refusals.get(error.code, 0) + 1
+            _log.warning(
+                "refused: %s (%s) share=%s action=%s", error.code, error.detail, row.share.hex()[:8], action
+            )
+            raise
+
+    async def _walk(self, row: ShareRow, action: str, trace: Trace) -> Grant:
+        with trace.step("identity") as step:
+            key = self._encryption()
+            step.note(f"encryption key {key.kid.hex()[:16]}")
+        # Read before asking: what the store answers then can only be newer, unless it goes back.
+        mark = self._state.mark(row.share)
+        with trace.step("capsule") as step:
+            found = await self._ask(row, key)
+            capsules = _capsules(found, row, key)
+            step.note(f"{len(capsules)} signed by {row.owner_handle}")
+        with trace.step("roster") as step:
+            roster, roster_hash = _roster(found, row, mark)
+            capsule, capsule_hash = _listed(capsules, roster, row)
+            step.note(f"roster {roster.seq} lists capsule {capsule.id.hex()[:16]}")
+        with trace.step("freshness") as step:
+            now = self._clock.now()
+            stamp = _timestamp(found, roster, roster_hash, now)
+            step.note(f"timestamp of {now - stamp.iat} s ago, good for {stamp.exp - now} s more")
+        with trace.step("validity") as step:
+            if now + SKEW_S < capsule.nbf:
+                raise MeshkitError("share_expired", f"valid in {capsule.nbf - now} s")
+            if now >= capsule.exp:
+                raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
+            step.note(f"for {capsule.exp - now} s more")
+        if capsule.vault:
+            with trace.step("vault"):
+                # Membership proofs have no home yet, so a grant that demands one cannot be satisfied.
+                raise MeshkitError("vault_membership_required", f"vault '{capsule.vault}'")
+        trace.skip("vault", "the grant names no vault")
+        if capsule.cap:
+            with trace.step("capability"):
+                raise MeshkitError("capability_required", f"capability '{capsule.cap}'")
+        trace.skip("capability", "the grant asks for no capability token")
+        decided_until = capsule.exp
+        if capsule.pol:
+            with trace.step("policy") as step:
+                decided_until = await self._decide(row, capsule, capsule_hash, action, now)
+                step.note(f"policy '{capsule.pol['id']}' allows it for {decided_until - now} s")
+        else:
+            trace.skip("policy", "the grant names no policy")
+        with trace.step("key") as step:
+            secret = self._unwrap(capsule, capsule_hash, key)
+            step.note("unwrapped; matches the commitment in the signed capsule")
+        with trace.step("head") as step:
+            head = await self._head(found, row, capsule, roster, mark)
+            step.note(f"version {head.version}" if head.version else "no version yet")
+        # The marks are on the disk before anything that they cover can be read (design: rollback memory).
+        new_mark = Mark(roster.seq, roster_hash, mark.head_version, mark.head_hash)
+        if capsule.grant == "live" and head.version:
+            new_mark = Mark(roster.seq, roster_hash, head.version, head.hash)
+        if new_mark != mark:
+            await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
+        # Only a walk that passed may raise the clock floor: an attacker's record must not.
+        self._clock.raise_floor(stamp.iat)
+        until = min(capsule.exp, stamp.exp, roster.exp, decided_until)
+
+        def older(epoch: int) -> bytes:
+            for digest, past in capsules.items():
+                if past.epoch == epoch:
+                    return self._unwrap(past, digest, key)
+            raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
+
+        grant = make_grant(
+            secret,
+            capsule,
+            capsule_hash,
+            roster,
+            head,
+            now=now,
+            until=until,
+            fresh_until=stamp.exp,
+            older=older,
+        )
+        grant.require(action)
+        return grant
+
+    async def _ask(self, row: ShareRow, key: EncryptionKey) -> ShareState:
+        try:
+            with trio.fail_after(METADATA_DEADLINE_S):
+                return await self._metadata.share_state(row.share, key.kid)
+        except trio.TooSlowError:
+            raise MeshkitError("freshness_unproven", "the metadata store did not answer in time") from None
+        except MeshkitError as error:
+            # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
+            raise MeshkitError("freshness_unproven", error.detail or error.code) from error
+
+    async def _decide(
+        self, row: ShareRow, capsule: Capsule, capsule_hash: bytes, action: str, now: int
+    ) -> int:
+        """Ask the policy provider; return until when its yes may be believed."""
+        policy_id = str((capsule.pol or {}).get("id"))
+        if self._policy is None:
+            raise MeshkitError("policy_provider_required", f"policy '{policy_id}'")
+        request = PolicyRequest(
+            policy_id=policy_id,
+            identity=capsule.to.hex(),
+            action=action,
+            cid=cid_text(capsule.root) if capsule.root else None,
+            capsule_id=capsule.id,
+            vault_id=capsule.vault,
+            capability=capsule.cap,
+        )
+        try:
+            with trio.fail_after(POLICY_DEADLINE_S):
+                decision = await self._policy.decide(request)
+        except trio.TooSlowError:
+            raise MeshkitError("policy_provider_error", "no answer in time") from None
+        if decision.allow is not True:
+            raise MeshkitError("policy_denied", f"policy '{policy_id}'")
+        return min(now + decision.ttl_seconds, capsule.exp)
+
+    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> bytes:
+        secret = self._keys.get(capsule_hash)
+        if secret is None:
+            self.counters.unwraps += 1
+            secret = open_capsule(capsule, key)
+            self._keys[capsule_hash] = secret
+        return secret
+
+    async def _head(
+        self, found: ShareState, row: ShareRow, capsule: Capsule, roster: Roster, mark: Mark
+    ) -> HeadView:
+        if capsule.grant == "snapshot":
+            return HeadView(capsule.ver, capsule.epoch, capsule.root)
+        kept = self._state.quarantine(row.share)
+        if kept is not None:
+            raise MeshkitError(kept.code, kept.detail)
+        if found.head is None:
+            if mark.head_version:
+                raise await self._quarantined(
+                    row, "head_rollback", f"version {mark.head_version} was seen, none is offered"
+                )
+            return HeadView()
+        writers = {kid_of(public): public for public in roster.writers}
+        head = Head.parse(found.head, writers)
+        if (head.share, head.oid) != (row.share, row.oid) or head.epoch != roster.epoch:
+            raise MeshkitError("invalid_record", "the head offered belongs to another share, object or epoch")
+        view = HeadView(head.ver, head.epoch, head.root, record_hash(found.head), head.writer, head.ts)
+        if head.ver < max(mark.head_version, roster.minver, capsule.minver):
+            raise await self._quarantined(
+                row, "head_rollback", f"version {head.ver} offered, {mark.head_version} was seen"
+            )
+        if head.ver == mark.head_version and view.hash != mark.head_hash:
+            raise await self._quarantined(row, "head_fork", f"two different versions {head.ver}")
+        if mark.head_version and head.ver > mark.head_version:
+            await self._chained(row, head, mark)
+        return view
+
+    async def _chained(self, row: ShareRow, head: Head, mark: Mark) -> None:
+        """Check that ``head`` descends from the head this device has seen, record by record.
+
+        Only the newest head needs a signature check: each record names the hash of the one before it, so
+        a chain that arrives at the remembered hash is the writers' own.
+        """
+        between: list[bytes] = []
+        if head.ver > mark.head_version + 1:
+            with trio.fail_after(METADATA_DEADLINE_S):
+                between = await self._metadata.heads(row.share, mark.head_version, head.ver - 1)
+        expected = head.prev
+        for blob in reversed(between):
+            if record_hash(blob) != expected:
+                break
+            expected = peek1(blob, Head.TYPE)["prev"]
+        if expected != mark.head_hash:
+            raise await self._quarantined(
+                row, "head_fork", f"version {head.ver} does not descend from version {mark.head_version}"
+            )
+
+    async def _quarantined(self, row: ShareRow, code: str, detail: str) -> MeshkitError:
+        await trio.to_thread.run_sync(
+            self._state.set_quarantine, Quarantine(row.share, code, detail, self._clock.now())
+        )
+        return MeshkitError(code, detail)
+
+
+def _capsules(found: ShareState, row: ShareRow, key: EncryptionKey) -> dict[bytes, Capsule]:
+    """The capsules for this row that the share's owner signed, by record hash."""
+    owner = {kid_of(row.owner_public): row.owner_public}
+    usable: dict[bytes, Capsule] = {}
+    others = 0
+    for blob in found.capsules:
+        try:
+            capsule = Capsule.parse(blob, owner)
+        except MeshkitError:
+            continue
+        if capsule.share != row.share or capsule.grant != row.grant:
+            continue
+        if capsule.oid != row.oid or (row.grant == "snapshot" and capsule.id != row.ref):
+            continue
+        if capsule.to != key.kid:
+            others += 1
+            continue
+        usable[record_hash(blob)] = capsule
+    if not usable:
+        if others:
+            raise MeshkitError("recipient_not_authorized", "the capsules here are for other keys")
+        raise MeshkitError("capsule_not_found", f"share {row.share.hex()[:8]} of {row.owner_handle}")
+    return usable
+
+
+def _roster(found: ShareState, row: ShareRow, mark: Mark) -> tuple[Roster, bytes]:
+    """The newest roster, signed by the owner and not older than one already seen."""
+    if found.roster is None:
+        raise MeshkitError("freshness_unproven", "the metadata store has no roster for this share")
+    owner = {kid_of(row.owner_public): row.owner_public}
+    try:
+        roster = Roster.parse(found.roster, owner)
+    except MeshkitError as error:
+        raise MeshkitError("freshness_unproven", f"the roster is not the owner's: {error.detail}") from error
+    if roster.share != row.share:
+        raise MeshkitError("freshness_unproven", "the roster offered belongs to another share")
+    seen = record_hash(found.roster)
+    if roster.seq < mark.roster_seq:
+        raise MeshkitError("freshness_unproven", f"roster {roster.seq} offered, {mark.roster_seq} was seen")
+    if roster.seq == mark.roster_seq and seen != mark.roster_hash:
+        raise MeshkitError("freshness_unproven", f"two different rosters {roster.seq}")
+    return roster, seen
+
+
+def _listed(capsules: dict[bytes, Capsule], roster: Roster, row: ShareRow) -> tuple[Capsule, bytes]:
+    """The newest of ``capsules`` that the roster lists."""
+    listed = [(capsule, digest) for digest, capsule in capsules.items() if digest in roster.caps]
+    if row.grant == "live":
+        listed = [(capsule, digest) for capsule, digest in listed if capsule.epoch == roster.epoch]
+    if not listed:
+        raise MeshkitError("share_revoked", f"roster {roster.seq} of {row.owner_handle} no longer lists it")
+    return max(listed, key=lambda pair: (pair[0].seq, pair[0].exp))
+
+
+def _timestamp(found: ShareState, roster: Roster, roster_hash: bytes, now: int) -> Timestamp:
+    """The service's proof that the roster is the newest one, fresh at ``now``."""
+    if found.timestamp is None:
+        raise MeshkitError("freshness_unproven", "the metadata store gives no timestamp")
+    keys = {kid_of(public): public for public in roster.timestamp_keys}
+    try:
+        stamp = Timestamp.parse(found.timestamp, keys)
+    except MeshkitError as error:
+        raise MeshkitError("freshness_unproven", f"the timestamp is not usable: {error.detail}") from error
+    if stamp.share != roster.share or stamp.roster != roster_hash:
+        raise MeshkitError("freshness_unproven", "the timestamp is for another roster")
+    if stamp.iat > now + SKEW_S:
+        raise MeshkitError("freshness_unproven", f"the timestamp is from {stamp.iat - now} s in the future")
+    if now >= stamp.exp:
+        raise MeshkitError("freshness_unproven", f"the timestamp ran out {now - stamp.exp} s ago")
+    if now >= roster.exp:
+        raise MeshkitError("freshness_unproven", f"the roster ran out {now - roster.exp} s ago")
+    return stamp

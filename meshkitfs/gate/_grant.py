@@ -1,0 +1,163 @@
+"""A grant: a lease on a share's keys, made by the gate and by nobody else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from meshkitfs.core._mint import mint_key
+from meshkitfs.core.blocks import ContentKey
+from meshkitfs.core.keys import ver_key
+from meshkitfs.core.records import Capsule, Roster
+from meshkitfs.errors import MeshkitError
+
+__all__ = ["Grant", "HeadView", "make_grant"]
+
+_GATE_ONLY = object()
+
+# What each right of a capsule lets an identity do. Reading implies listing; writing implies both.
+_IMPLIED = {
+    "list": {"list"},
+    "read": {"read", "list"},
+    "write": {"read", "list", "write"},
+    "reshare": {"reshare"},
+}
+
+
+def _no_older(epoch: int) -> bytes:
+    raise MeshkitError("right_not_granted", f"this grant holds no key of epoch {epoch}")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadView:
+    """The verified newest head of a share: where its tree starts. All zero for a share without one yet."""
+
+    version: int = 0
+    epoch: int = 0
+    root: bytes = b""
+    hash: bytes = b""
+    writer: bytes = b""
+    time: int = 0
+
+
+@final
+class Grant:
+    """The proof that a share may be used now, and the only source of its content keys.
+
+    A grant ends at the earliest of its proofs (``deadline``, on the monotonic clock) or when `end` is
+    called. From then on `content_key` raises, so an open handle cannot read another block.
+    """
+
+    __slots__ = (
+        "_error", "_key", "_older", "capsule", "capsule_hash", "deadline", "expires", "fresh_until", "head", "rights", "roster",
+    )  # fmt: skip
+
+    def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:
+        if token is not _GATE_ONLY:
+            raise TypeError("a Grant is made by meshkitfs.gate only")
+        self._key: bytes | None = key
+        self._error: MeshkitError | None = None
+        self._older: Callable[[int], bytes] = _no_older
+        self.capsule = capsule
+        self.capsule_hash = b""
+        self.roster = roster
+        self.head = head
+        self.rights: frozenset[str] = frozenset().union(
+            *(_IMPLIED.get(right, set()) for right in capsule.rights)
+        )
+        self.deadline = 0.0
+        self.expires = capsule.exp
+        self.fresh_until = 0
+
+    def __repr__(self) -> str:
+        return f"<Grant {'+'.join(sorted(self.rights))} {'alive' if self.alive else 'ended'}>"
+
+    @property
+    def alive(self) -> bool:
+        return self._error is None and time.monotonic() < self.deadline
+
+    def end(self, error: MeshkitError) -> None:
+        """End the lease now and forget the key; later uses raise ``error``."""
+        self._error = error
+        self._key = None
+        self._older = _no_older
+
+    def check(self) -> None:
+        """Raise the reason why this grant is over, if it is."""
+        if self._error is not None:
+            raise self._error
+        if time.monotonic() >= self.deadline:
+            raise MeshkitError("freshness_unproven", "the lease has run out and was not renewed")
+
+    def require(self, right: str) -> None:
+        """Raise unless the grant is alive and includes ``right`` (``right_not_granted``)."""
+        self.check()
+        if right not in self.rights:
+            raise MeshkitError(
+                "right_not_granted", f"'{right}' is not among {', '.join(sorted(self.rights))}"
+            )
+
+    def _secret(self) -> bytes:
+        self.check()
+        assert self._key is not None  # end() sets the error that check() raises
+        return self._key
+
+    def content_key(self, ref: bytes) -> ContentKey:
+        """Return the key that ``ref`` (a 64-byte block reference from an opened manifest) carries."""
+        self.check()
+        return mint_key(ref[32:])
+
+    def root_key(self, epoch: int, version: int) -> ContentKey:
+        """Return the key of the tree's own root manifest.
+
+        A live grant derives it from the share's epoch key; a snapshot grant holds it as it is, and any
+        other version than the one it was made for is refused with ``right_not_granted``.
+        """
+        key = self._secret()
+        if self.capsule.grant == "snapshot":
+            if (epoch, version) != (self.capsule.epoch, self.capsule.ver):
+                raise MeshkitError("right_not_granted", "a snapshot grant opens exactly one version")
+            return mint_key(key)
+        if epoch != self.capsule.epoch:
+            # A member in good standing may still open what was sealed before the last rotation.
+            key = self._older(epoch)
+        return mint_key(ver_key(key, self.capsule.oid, epoch, version))
+
+    def sealing_key(self, version: int) -> bytes:
+        """Return the raw key under which the root manifest of ``version`` is sealed. Needs ``write``."""
+        self.require("write")
+        if self.capsule.grant != "live":
+            raise MeshkitError("right_not_granted", "a snapshot cannot be written")
+        return ver_key(self._secret(), self.capsule.oid, self.capsule.epoch, version)
+
+    def epoch_key(self) -> bytes:
+        """Return the share's epoch key, to wrap it for somebody else. Needs ``reshare``."""
+        self.require("reshare")
+        return self._secret()
+
+
+def make_grant(
+    key: bytes,
+    capsule: Capsule,
+    capsule_hash: bytes,
+    roster: Roster,
+    head: HeadView,
+    *,
+    now: int,
+    until: int,
+    fresh_until: int,
+    older: Callable[[int], bytes],
+) -> Grant:
+    """Make a grant that lives from ``now`` until ``until`` (wall-clock seconds). For the gate.
+
+    ``older`` yields the epoch key of an earlier epoch from an older capsule of the same recipient.
+    """
+    grant = Grant(_GATE_ONLY, key, capsule, roster, head)
+    grant.capsule_hash = capsule_hash
+    # A lease counts on the monotonic clock: setting the wall clock back must not lengthen it.
+    grant.deadline = time.monotonic() + max(0, until - now)
+    grant.fresh_until = fresh_until
+    grant._older = older
+    return grant

@@ -1,0 +1,107 @@
+"""Small private files: created once, whole, durable, and read back only if nobody else could touch them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from meshkitfs.errors import MeshkitError
+
+_MAX_BYTES: Final = 4096
+
+
+def vault_file(directory: Path, kind: str) -> Path:
+    """The file that a key vault of ``kind`` keeps in a home directory (for the Secret Service: a pointer)."""
+    return directory / f"keyvault.{kind}"
+
+
+def create_private(path: Path, content: bytes) -> None:
+    """Write ``content`` to the new file ``path`` with mode 0600, complete and on disk or not at all.
+
+    Raises MeshkitError: ``already_initialized`` if anything has that name, ``keyvault_unavailable`` if the
+    directory does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            # The umask can only have taken bits away; the owner must be able to read it back.
+            os.fchmod(fd, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            # link() and not rename(): it fails if the name exists, so two creators cannot both win.
+            os.link(temporary, path)
+        finally:
+            temporary.unlink()
+        _sync_directory(path.parent)
+    except FileExistsError:
+        raise MeshkitError("already_initialized", f"{path} exists") from None
+    except OSError as error:
+        raise MeshkitError("keyvault_unavailable", f"cannot write {path}: {error.strerror}") from None
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of ``path`` if it is a regular file of ours that nobody else may read or write.
+
+    Of a file longer than any key vault writes, only the beginning is read: its reader then refuses it.
+
+    Raises MeshkitError: ``identity_not_found`` if it does not exist, ``keyvault_refused`` if it is a link,
+    no regular file, another user's, or open to group or others; ``keyvault_unavailable`` if it cannot be
+    read.
+    """
+    try:
+        # NOFOLLOW: a link could name a file of another place, with other protection. NONBLOCK: a FIFO
+        # put there must not hang us.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise MeshkitError("identity_not_found", f"there is no {path}") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise MeshkitError("keyvault_refused", f"{path} is a symbolic link") from None
+        raise MeshkitError("keyvault_unavailable", f"cannot open {path}: {error.strerror}") from None
+    try:
+        # Judged on the open descriptor: what was checked is what is read.
+        _require_private(path, os.fstat(fd))
+        return os.read(fd, _MAX_BYTES)
+    except OSError as error:
+        raise MeshkitError("keyvault_unavailable", f"cannot read {path}: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Remove ``path`` durably; no error if it is not there."""
+    try:
+        path.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise MeshkitError("keyvault_unavailable", f"cannot remove {path}: {error.strerror}") from None
+
+
+def _require_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise MeshkitError("keyvault_refused", f"{path} is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise MeshkitError("keyvault_refused", f"{path} belongs to another user (uid {status.st_uid})")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise MeshkitError(
+            "keyvault_refused",
+            f"{path} is open to others (mode {mode:04o}); if nobody has used that, 'chmod 600' it",
+        )
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,230 @@
+"""The wrapping key in a file sealed with a passphrase (Argon2id, AES-256-GCM).
+
+The file is four lines of ASCII:
+
+    meshkitfs passphrase key vault 1
+    $argon2id$v=19$m=262144,t=3,p=4$<salt>
+    <commitment>$<nonce>$<sealed key>
+    <SHA-256 of the three lines above, with their newlines, in hexadecimal>
+
+Salt (16 bytes), commitment (32), nonce (12) and sealed key (48) are unpadded standard base64, as in a PHC
+string. Argon2id (RFC 9106) gives 64 bytes: the first 32 are the AES key, the others the key of the
+commitment, HMAC-SHA-256 over lines one and two, which are also the associated data of the seal.
+
+The checksum tells damage from a wrong passphrase: it is no protection, anybody can recompute it. The
+commitment tells a wrong passphrase from a changed seal, and makes the seal open under one passphrase only
+(AES-GCM alone does not promise that).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from meshkitfs.errors import MeshkitError
+from meshkitfs.keyvault._api import (
+    KEY_BYTES,
+    NEW_PASSPHRASE_PROMPT,
+    PASSPHRASE_FILE,
+    PASSPHRASE_PROMPT,
+    KeyVaultReport,
+    Passphrase,
+    check_size,
+)
+from meshkitfs.keyvault._files import create_private, read_private, remove, vault_file
+
+MIN_PASSPHRASE: Final = 8
+"""Fewest characters of a new passphrase (NIST SP 800-63B)."""
+
+_MAGIC: Final = "meshkitfs passphrase key vault 1"
+_SALT, _COMMITMENT, _NONCE, _SEALED = 16, 32, 12, KEY_BYTES + 16
+_HEADER: Final = re.compile(
+    r"\$argon2id\$v=19\$m=([1-9]\d{0,9}),t=([1-9]\d{0,9}),p=([1-9]\d{0,9})\$([A-Za-z0-9+/]+)", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Argon2id's cost: memory in KiB, passes, lanes."""
+
+    memory: int = 256 * 1024
+    passes: int = 3
+    lanes: int = 4
+
+
+# Nobody but us writes this file, so a header below the floor was put there to make guessing cheap. The
+# ceiling keeps a changed header from taking all memory or hours.
+FLOOR: Final = Cost(memory=64 * 1024, passes=3, lanes=1)
+_CEILING: Final = Cost(memory=4 * 1024 * 1024, passes=64, lanes=64)
+
+
+class PassphraseFileVault:
+    """``keyvault.passphrase-file``; the passphrase is asked for at each `create` and `load`."""
+
+    kind: Final = PASSPHRASE_FILE
+
+    def __init__(
+        self,
+        directory: Path,
+        passphrase: Passphrase | None = None,
+        fallback: str | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        self._path = vault_file(directory, self.kind)
+        self._passphrase = passphrase
+        self._fallback = fallback
+        self._cost = cost or Cost()
+        self._unlocked = False
+
+    def report(self) -> KeyVaultReport:
+        detail = f"{self._path} is sealed with a passphrase (Argon2id); it is asked for at each start"
+        available = True
+        try:
+            _parse(read_private(self._path), self._path)
+        except MeshkitError as error:
+            if error.code != "identity_not_found":
+                available, detail = False, error.detail
+        return KeyVaultReport(
+            kind=self.kind,
+            available=available,
+            persistent=True,
+            exportable=True,
+            hardware_backed=False,
+            # A passphrase proves knowledge; it may come from a file. That is not a person being there.
+            user_presence=False,
+            locked=not self._unlocked,
+            fallback=self._fallback,
+            detail=detail,
+        )
+
+    def create(self, secret: bytes) -> None:
+        check_size(secret)
+        phrase = self._ask(NEW_PASSPHRASE_PROMPT)
+        if len(phrase) < MIN_PASSPHRASE:
+            raise MeshkitError("invalid_argument", f"a passphrase has at least {MIN_PASSPHRASE} characters")
+        _require_cost(self._cost, self._path)
+        salt, nonce = os.urandom(_SALT), os.urandom(_NONCE)
+        cost = self._cost
+        header = f"$argon2id$v=19$m={cost.memory},t={cost.passes},p={cost.lanes}${_b64(salt)}"
+        aad = f"{_MAGIC}\n{header}\n".encode()
+        key, commit_key = _stretch(phrase, salt, cost)
+        commitment = hmac.digest(commit_key, aad, "sha256")
+        sealed = AESGCM(key).encrypt(nonce, secret, aad)
+        body = aad + f"{_b64(commitment)}${_b64(nonce)}${_b64(sealed)}\n".encode()
+        create_private(self._path, body + f"{hashlib.sha256(body).hexdigest()}\n".encode())
+        self._unlocked = True
+
+    def load(self) -> bytes:
+        file = _parse(read_private(self._path), self._path)
+        key, commit_key = _stretch(self._ask(PASSPHRASE_PROMPT), file.salt, file.cost)
+        if not hmac.compare_digest(hmac.digest(commit_key, file.aad, "sha256"), file.commitment):
+            raise MeshkitError("wrong_passphrase", str(self._path))
+        try:
+            secret = AESGCM(key).decrypt(file.nonce, file.sealed, file.aad)
+        except InvalidTag:
+            raise MeshkitError("identity_corrupt", f"{self._path} was changed") from None
+        self._unlocked = True
+        return secret
+
+    def destroy(self) -> None:
+        remove(self._path)
+        self._unlocked = False
+
+    def _ask(self, prompt: str) -> str:
+        if self._passphrase is None:
+            raise MeshkitError("identity_locked", "a passphrase is needed and there is nobody to ask")
+        # One passphrase, however the keyboard composes its accents (RFC 8265, OpaqueString).
+        phrase = unicodedata.normalize("NFC", self._passphrase(prompt))
+        if any(0xD800 <= ord(character) < 0xE000 for character in phrase):
+            raise MeshkitError("invalid_argument", "the passphrase is not valid text")
+        return phrase
+
+    def __repr__(self) -> str:
+        return f"PassphraseFileVault({str(self._path)!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    cost: Cost
+    salt: bytes
+    aad: bytes
+    commitment: bytes
+    nonce: bytes
+    sealed: bytes
+
+
+def _parse(content: bytes, path: Path) -> _File:
+    """Split the file. Damage is ``identity_corrupt``, a cost out of bounds ``keyvault_refused``."""
+    try:
+        magic, header, body, checksum, end = content.decode("ascii").split("\n")
+        covered = f"{magic}\n{header}\n{body}\n".encode()
+        commitment, nonce, sealed = body.split("$")
+        match = _HEADER.fullmatch(header)
+        if match is None or magic != _MAGIC or end or hashlib.sha256(covered).hexdigest() != checksum:
+            raise ValueError
+        cost = Cost(*(int(number) for number in match.group(1, 2, 3)))
+        file = _File(
+            cost=cost,
+            salt=_unb64(match.group(4), _SALT),
+            aad=f"{magic}\n{header}\n".encode(),
+            commitment=_unb64(commitment, _COMMITMENT),
+            nonce=_unb64(nonce, _NONCE),
+            sealed=_unb64(sealed, _SEALED),
+        )
+    except ValueError:
+        raise MeshkitError("identity_corrupt", f"{path} is damaged or of another kind") from None
+    _require_cost(cost, path)
+    return file
+
+
+def _require_cost(cost: Cost, path: Path) -> None:
+    for name in ("memory", "passes", "lanes"):
+        value, lowest, highest = getattr(cost, name), getattr(FLOOR, name), getattr(_CEILING, name)
+        if not lowest <= value <= highest:
+            raise MeshkitError(
+                "keyvault_refused", f"{path}: Argon2id {name} {value}, not {lowest}..{highest}"
+            )
+
+
+def _stretch(phrase: str, salt: bytes, cost: Cost) -> tuple[bytes, bytes]:
+    kdf = Argon2id(
+        salt=salt,
+        length=2 * KEY_BYTES,
+        iterations=cost.passes,
+        lanes=cost.lanes,
+        memory_cost=cost.memory,
+    )
+    try:
+        both = kdf.derive(phrase.encode())
+    except MemoryError:
+        raise MeshkitError(
+            "keyvault_unavailable",
+            f"opening it takes {cost.memory // 1024} MiB of memory, and they are not free",
+        ) from None
+    return both[:KEY_BYTES], both[KEY_BYTES:]
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode().rstrip("=")
+
+
+def _unb64(text: str, size: int) -> bytes:
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError from error
+    if len(data) != size or _b64(data) != text:
+        raise ValueError
+    return data

@@ -1,0 +1,95 @@
+"""What every byte store promises, whatever stands behind it.
+
+A store keeps sealed blocks under the SHA-256 of their bytes. It is never trusted: what it returns reaches
+the rest of the program only as a `VerifiedBlock`, which exists only if the bytes matched the digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from meshkitfs.core.blocks import SealedBlock, VerifiedBlock
+
+__all__ = ["ByteStore", "Counters", "Usage"]
+
+
+class Usage(NamedTuple):
+    """Room at a store: bytes in all, bytes this user may still write, files it may still hold."""
+
+    total_bytes: int
+    free_bytes: int
+    free_inodes: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was asked of a store since it was opened. Costs and "nothing was fetched" are tested with it.
+
+    ``gets`` and ``puts`` count blocks asked for and offered, whether or not that succeeded;
+    ``bytes_in`` counts verified bytes that came in, ``bytes_out`` bytes that were stored.
+    """
+
+    gets: int = 0
+    puts: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@runtime_checkable
+class ByteStore(Protocol):
+    """A place for sealed blocks. Digests are the 32 raw bytes of SHA-256 over the sealed bytes.
+
+    Every method may raise `MeshkitError`: ``provider_request_failed`` when the store cannot be reached or
+    used, and then nothing is known about the block; ``block_unavailable`` only when the store is there and
+    surely does not have it.
+    """
+
+    @property
+    def name(self) -> str:
+        """The MeshKit provider type with its place, for status output; no secret in it."""
+
+    @property
+    def local(self) -> bool:
+        """Whether blocks are files of this machine, so that storing one is a hard link."""
+
+    @property
+    def counters(self) -> Counters: ...
+
+    async def get(self, digest: bytes) -> VerifiedBlock:
+        """The block of that digest. Raises block_unavailable, cid_mismatch, provider_request_failed."""
+
+    async def put(self, block: SealedBlock) -> None:
+        """Store a block; storing it again is harmless and repairs a damaged copy. Raises no_space.
+
+        Durable only after `sync`.
+        """
+
+    async def put_file(self, digest: bytes, path: str | Path) -> None:
+        """Store a block that stands in a file, already fsynced by the caller and never changed again.
+
+        The caller answers for the file's bytes having that digest. Durable only after `sync`.
+        """
+
+    async def put_files(self, files: Sequence[tuple[bytes, str | Path]]) -> None:
+        """`put_file` for many at once. On an error those before the failing one are stored."""
+
+    async def has(self, digest: bytes) -> bool:
+        """Whether the store holds a block of that name; its bytes are not looked at."""
+
+    async def has_many(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Those of the digests the store holds."""
+
+    async def delete(self, digest: bytes) -> None:
+        """Forget a block; one that is not there is no error."""
+
+    async def sync(self) -> None:
+        """Return when every block stored before this call survives a power failure."""
+
+    def usage(self) -> Usage:
+        """Room at the store, without waiting on a network (a remote store gives what it last heard)."""
+
+    def close(self) -> None:
+        """Let go of the store's resources. Harmless when repeated."""

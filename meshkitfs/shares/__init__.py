@@ -1,0 +1,20 @@
+"""What a share is: its tree in memory, its commits and merges, its members.
+
+`ShareBook` holds the shares of a home; a `Share` is one of them at work. Reading goes from a `Grant` and a
+reference to plaintext in `_reader`; writing goes from `_content` (changed blocks) over `_sealer` (worker
+threads, the spool) to `_commit` (a complete new tree on this device) and `Share.flush` (published).
+"""
+
+from meshkitfs.shares._book import Invitation, ShareBook, Terms, check_share_name
+from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged
+from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
+from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._sealer import Budget
+from meshkitfs.shares._share import Services, Share
+from meshkitfs.shares._tree import Tree, check_name, posix
+
+__all__ = [
+    "AccessChanged", "BlockReader", "Budget", "DirNode", "Event", "FileNode", "Invitation", "NameChanged", "Node",
+    "NodeChanged", "Services", "Share", "ShareBook", "SymlinkNode", "Terms", "Tree", "check_name",
+    "check_share_name", "posix",
+]  # fmt: skip

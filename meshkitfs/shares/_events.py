@@ -1,0 +1,35 @@
+"""What a share tells the layers above: somebody else changed something, or access to it ended or began."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["AccessChanged", "Event", "NameChanged", "NodeChanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChanged:
+    """The attributes, and if ``content`` also the bytes, of an inode are no longer what was told before."""
+
+    ino: int
+    content: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NameChanged:
+    """A name in directory ``parent`` means something else now; ``gone`` is the inode it meant, 0 if none."""
+
+    parent: int
+    name: bytes
+    gone: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccessChanged:
+    """A share was refused (``code`` of the refusal) or, with an empty ``code``, can be used again."""
+
+    share: str
+    code: str
+
+
+Event = NodeChanged | NameChanged | AccessChanged

@@ -1,0 +1,120 @@
+"""From a block reference to plaintext: spool or byte store, verify, open. The only reader of content.
+
+Plaintext of data blocks is kept in a bounded LRU. A hit still asks the grant first: a lease that ended
+must not be served from memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import trio
+
+from meshkitfs.core.blocks import VerifiedBlock, Where, open_block
+from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Grant
+from meshkitfs.providers import ByteStore
+from meshkitfs.state import Spool
+
+__all__ = ["BlockReader", "ReadCounters"]
+
+FETCH_DEADLINE_S = 30
+
+
+@dataclass(slots=True)
+class ReadCounters:
+    """How often a sealed block was opened, and how many of those came from this device's spool."""
+
+    opens: int = 0
+    from_spool: int = 0
+
+
+class BlockReader:
+    """Reads blocks of every share of a home; ``capacity`` bounds the plaintext it keeps, in bytes."""
+
+    def __init__(self, store: ByteStore, spool: Spool, spooled: set[bytes], capacity: int) -> None:
+        self.store = store
+        self._spool = spool
+        # Digests that are in the spool and perhaps nowhere else yet; shared with the writers.
+        self.spooled = spooled
+        self._capacity = capacity
+        self._held = 0
+        self._plain: OrderedDict[bytes, memoryview] = OrderedDict()
+        self._loading: dict[bytes, trio.Event] = {}
+        self.counters = ReadCounters()
+
+    async def verified(self, digest: bytes) -> VerifiedBlock:
+        """Return the sealed block of that digest, from wherever it is."""
+        if digest in self.spooled:
+            self.counters.from_spool += 1
+            try:
+                return await trio.to_thread.run_sync(self._spool.read, digest)
+            except MeshkitError as error:
+                # It may just have left for the store between the look and the read.
+                if error.code != "block_unavailable":
+                    raise
+        try:
+            with trio.fail_after(FETCH_DEADLINE_S):
+                return await self.store.get(digest)
+        except trio.TooSlowError:
+            raise MeshkitError("provider_request_failed", "no answer in time") from None
+
+    async def open(self, grant: Grant, ref: bytes, where: Where) -> memoryview:
+        """Return the plaintext of a manifest, page or index block (not cached: the caller parses it)."""
+        block = await self.verified(ref[:32])
+        self.counters.opens += 1
+        return open_block(grant.content_key(ref), block, where)
+
+    async def open_root(
+        self, grant: Grant, root: bytes, epoch: int, version: int
+    ) -> DirManifest | FileManifest:
+        """Return the manifest a share's tree starts with, named by its digest."""
+        key = grant.root_key(epoch, version)
+        block = await self.verified(root)
+        self.counters.opens += 1
+        oid = grant.capsule.oid
+        return parse_manifest(
+            open_block(key, block, Where.manifest(oid, epoch, version)), oid, epoch, version
+        )
+
+    def cached(self, grant: Grant, ref: bytes) -> memoryview | None:
+        """Return the plaintext of a data block if it is in memory."""
+        plain = self._plain.get(ref)
+        if plain is not None:
+            grant.check()
+            self._plain.move_to_end(ref)
+        return plain
+
+    async def block(self, grant: Grant, ref: bytes, where: Where) -> memoryview:
+        """Return the plaintext of a data block, from memory if it is there; one fetch for many waiters."""
+        while True:
+            plain = self.cached(grant, ref)
+            if plain is not None:
+                return plain
+            other = self._loading.get(ref)
+            if other is None:
+                break
+            await other.wait()
+        done = self._loading[ref] = trio.Event()
+        try:
+            block = await self.verified(ref[:32])
+            self.counters.opens += 1
+            plain = open_block(grant.content_key(ref), block, where)
+            self._keep(ref, plain)
+            return plain
+        finally:
+            del self._loading[ref]
+            done.set()
+
+    def _keep(self, ref: bytes, plain: memoryview) -> None:
+        self._plain[ref] = plain
+        self._held += len(plain)
+        while self._held > self._capacity and len(self._plain) > 1:
+            self._held -= len(self._plain.popitem(last=False)[1])
+
+    def forget(self) -> None:
+        """Drop all plaintext (a share was refused or the identity locked)."""
+        self._plain.clear()
+        self._held = 0

@@ -1,0 +1,165 @@
+"""Sealing changed blocks in worker threads, and bounding how much plaintext waits for it.
+
+Each share has a `Sealer`; all of a home share one `Budget`. Jobs go to threads in small batches, because
+a thread hop costs about as much as sealing 64 KiB. The event loop only moves references about.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from meshkitfs.core.blocks import Where, seal_block
+from meshkitfs.errors import MeshkitError
+from meshkitfs.state import Spool
+
+if TYPE_CHECKING:
+    from meshkitfs.shares._content import FileContent
+
+__all__ = ["Budget", "SealJob", "Sealer"]
+
+WORKERS = 2
+BATCH = 4
+# Plaintext that may wait in memory, all shares together. Past it, writers wait (back-pressure).
+MEMORY_LIMIT = 96 << 20
+
+
+class Budget:
+    """Counts the changed plaintext that waits in memory, in bytes, and makes writers wait past the limit."""
+
+    def __init__(self, limit: int = MEMORY_LIMIT) -> None:
+        self._limit = limit
+        self._held = 0
+        self._relief = trio.Event()
+        # Set by the owner: asks for commits when memory is full of blocks that nobody seals otherwise.
+        self.on_pressure: Callable[[], None] = lambda: None
+
+    def hold(self, delta: int) -> None:
+        """Count ``delta`` more bytes (fewer, if negative)."""
+        self._held += delta
+        if delta < 0 and self._held < self._limit:
+            self._relief.set()
+            self._relief = trio.Event()
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    @property
+    def full(self) -> bool:
+        return self._held > self._limit
+
+    async def room(self) -> None:
+        """Wait until there is room for more plaintext."""
+        while self.full:
+            self.on_pressure()
+            await self._relief.wait()
+
+
+class SealJob:
+    """One block on its way: ``plain`` never changes again; ``ref`` is set when ``done``.
+
+    ``commit`` is the dictionary (digest -> size) of the local commit that counts on this block, if one does.
+    """
+
+    __slots__ = ("block_size", "commit", "content", "done", "error", "index", "plain", "ref", "size")
+
+    def __init__(self, content: FileContent, index: int, plain: bytearray) -> None:
+        self.content = content
+        self.index = index
+        self.plain = plain
+        self.block_size = content.block_size
+        self.ref = b""
+        self.size = 0
+        self.commit: dict[bytes, int] | None = None
+        self.done = trio.Event()
+        self.error: MeshkitError | None = None
+
+    def __repr__(self) -> str:
+        return f"<SealJob block {self.index}, {len(self.plain)} bytes>"
+
+
+class Sealer:
+    """Turns plaintext blocks of one share into spooled, sealed ones."""
+
+    def __init__(self, nursery: trio.Nursery, spool: Spool, spooled: set[bytes], budget: Budget) -> None:
+        self._nursery = nursery
+        self._spool = spool
+        self.spooled = spooled
+        self.budget = budget
+        self.hold = budget.hold
+        # Spooled since the last local commit: digest -> size. A commit stages them; a block that is
+        # replaced before that is simply removed again.
+        self._fresh: dict[bytes, int] = {}
+        self._garbage: list[bytes] = []
+        self._queue: deque[SealJob] = deque()
+        self._running = 0
+        # Why the last job failed; writers are told until a commit succeeds.
+        self.error: MeshkitError | None = None
+
+    def submit(self, content: FileContent, index: int, plain: bytearray) -> SealJob:
+        """Queue a block; its reference arrives through ``content.sealed``."""
+        job = SealJob(content, index, plain)
+        self._queue.append(job)
+        if self._running < WORKERS:
+            self._running += 1
+            self._nursery.start_soon(self._work)
+        return job
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                await trio.to_thread.run_sync(self._seal, batch)
+                for job in batch:
+                    self._finish(job)
+                if self._garbage:
+                    garbage, self._garbage = self._garbage, []
+                    await trio.to_thread.run_sync(self._spool.discard, garbage)
+        finally:
+            self._running -= 1
+
+    def _seal(self, batch: list[SealJob]) -> None:
+        for job in batch:
+            try:
+                job.ref, block = seal_block(
+                    Where.block(job.content.oid, job.index), job.plain, job.block_size
+                )
+                job.size = self._spool.write(block)
+            except MeshkitError as error:
+                job.error = error
+
+    def _finish(self, job: SealJob) -> None:
+        self.hold(-len(job.plain))
+        if job.error is not None:
+            self.error = job.error
+            job.content.unsealed(job)
+        else:
+            digest = job.ref[:32]
+            self.spooled.add(digest)
+            if job.commit is not None:
+                job.commit[digest] = job.size
+            else:
+                self._fresh[digest] = job.size
+            if not job.content.sealed(job):
+                self.replaced(job.ref)
+        job.done.set()
+
+    def replaced(self, ref: bytes) -> None:
+        """The block of ``ref`` is no longer named; remove it if no commit names it either."""
+        digest = ref[:32]
+        if self._fresh.pop(digest, None) is not None:
+            self.spooled.discard(digest)
+            self._garbage.append(digest)
+
+    def take_fresh(self) -> dict[bytes, int]:
+        """Return and forget the blocks spooled since the last call: a commit that starts now stages them."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh
+
+    def give_back(self, staged: dict[bytes, int]) -> None:
+        """A commit failed: its blocks are again just blocks that nothing durable names."""
+        self._fresh.update(staged)

@@ -1,0 +1,569 @@
+"""One share at work: its grant, its tree, and the cycle that makes changes durable and public.
+
+Two locks, always taken in this order: ``_cycle`` (one commit, publication or merge at a time) and
+``_renewing`` (one walk through the gate at a time). Handlers take neither for reads and writes on a live
+grant; they only announce changes with `changing`, so that a merge can wait for a quiet moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import trio
+
+from meshkitfs.core.cose import record_hash
+from meshkitfs.core.keys import SigningKey, ver_key
+from meshkitfs.core.manifest import DirManifest, FileManifest
+from meshkitfs.core.records import Head
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Gate, Grant, HeadView
+from meshkitfs.metadata import Metadata, Publication
+from meshkitfs.shares._commit import freeze, settle, thaw, write_out
+from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._events import AccessChanged, Event, NodeChanged
+from meshkitfs.shares._merge import Merge, links_entry
+from meshkitfs.shares._nodes import DirNode, FileNode, Node, inode_number
+from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._sealer import Budget, Sealer
+from meshkitfs.shares._tree import Tree
+from meshkitfs.state import LocalCommit, ShareRow, Spool, State
+
+__all__ = ["Services", "Share"]
+
+_log = logging.getLogger(__name__)
+
+# How soon a change is published after a quiet time, and how often at most while changes go on: a single
+# save is seen at once, a flood of files becomes a few heads.
+QUICK_DELAY_S = 0.05
+BUSY_DELAY_S = 1.0
+IDLE_DELAY_S = 5.0
+RETRY_DELAY_S = 5.0
+UPLOAD_DEADLINE_S = 300
+PUBLISH_DEADLINE_S = 30
+_UPLOAD_BATCH = 256
+_MERGE_TRIES = 8
+
+
+@dataclass(slots=True)
+class Services:
+    """What all shares of a home have in common."""
+
+    gate: Gate
+    metadata: Metadata
+    reader: BlockReader
+    spool: Spool
+    state: State
+    budget: Budget
+    nursery: trio.Nursery
+    signing: Callable[[], SigningKey]
+    who: str
+    emit: Callable[[Event], None]
+    wall: Callable[[], float] = time.time
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one share has cost since start."""
+
+    commits: int = 0
+    heads: int = 0
+    merges: int = 0
+    uploaded: int = 0
+
+
+class _Changing:
+    """Counts the changes of a share's tree that are under way; see `Share.changing`."""
+
+    __slots__ = ("_share", "count", "merging", "quiet")
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self.count = 0
+        self.quiet = trio.Event()
+        # Set while a merge runs, or waits for the changes under way to end.
+        self.merging: trio.Event | None = None
+
+    async def __aenter__(self) -> Tree:
+        while self.merging is not None:
+            await self.merging.wait()
+        tree = self._share.tree
+        assert tree is not None  # callers have been through `use`
+        self.count += 1
+        return tree
+
+    async def __aexit__(self, *_: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self.quiet.set()
+
+    @asynccontextmanager
+    async def held_off(self) -> AsyncIterator[None]:
+        """Around a merge: waits until no change is under way, and keeps new ones out."""
+        self.merging = trio.Event()
+        try:
+            while self.count:
+                self.quiet = trio.Event()
+                await self.quiet.wait()
+            yield
+        finally:
+            self.merging.set()
+            self.merging = None
+
+
+class Share:
+    """A share of this home, opened when it is first used."""
+
+    def __init__(self, row: ShareRow, services: Services) -> None:
+        self.row = row
+        self.services = services
+        self.grant: Grant | None = None
+        # Why the last try was refused; None while the share can be used.
+        self.refusal: MeshkitError | None = None
+        # Why the last publication failed; None when everything is out.
+        self.stuck: MeshkitError | None = None
+        self.tree: Tree | None = None
+        self.base = HeadView()
+        self.counters = Counters()
+        self.conflicts: list[bytes] = []
+        self._pending: LocalCommit | None = None
+        self._tick = -1
+        self._cycle = trio.Lock()
+        self._renewing = trio.Lock()
+        self._started = 0
+        self._succeeded = 0
+        self._change = _Changing(self)
+        self._wake = trio.Event()
+        # Times (trio's clock) of the first change and the first wish to hurry since the last cycle; 0 = none.
+        self._urgent_at = 0.0
+        self._changed_at = 0.0
+        self._last_cycle = 0.0
+        self._committer = False
+        self.root_ino = inode_number(row.ref, row.oid)
+
+    def __repr__(self) -> str:
+        return f"<Share {self.row.share.hex()[:8]}>"
+
+    @property
+    def name(self) -> str:
+        return self.row.name.decode(errors="surrogateescape")
+
+    # -- the grant ---------------------------------------------------------------------------------
+
+    def live(self, right: str) -> Grant | None:
+        """Return the grant if it needs no renewal, without looking at the metadata store."""
+        grant = self.grant
+        if grant is None or not grant.alive or self.tree is None:
+            return None
+        grant.require(right)
+        return grant
+
+    async def use(self, right: str, *, current: bool = False) -> Grant:
+        """Return a live grant that includes ``right``, with the tree loaded; walk the gate if need be.
+
+        With ``current`` the metadata store's change counter is looked at first, and a newer head or roster
+        is taken in: that is what an open does. Raises the gate's refusal.
+        """
+        grant = self.live(right)
+        if grant is not None and not (current and self.services.metadata.tick() != self._tick):
+            return grant
+        grant = await self._renew()
+        if self.tree is None or grant.head.hash != self.base.hash:
+            async with self._cycle:
+                grant = await self._renew()
+                await self._catch_up(grant)
+        grant.require(right)
+        return grant
+
+    async def _renew(self) -> Grant:
+        """Walk the gate and keep the new grant, or the refusal."""
+        async with self._renewing:
+            tick = self.services.metadata.tick()
+            if self.grant is not None and self.grant.alive and tick == self._tick:
+                return self.grant
+            try:
+                grant = await self.services.gate.open(self.row, "list")
+            except MeshkitError as error:
+                self.refuse(error)
+                raise
+            self.grant = grant
+            self._tick = tick
+            if self.refusal is not None:
+                self.refusal = None
+                self.services.emit(AccessChanged(self.name, ""))
+            return grant
+
+    def refuse(self, error: MeshkitError) -> None:
+        """End the grant: keys and cached plaintext go, and the kernel is told to drop what it holds."""
+        first = self.refusal is None or self.refusal.code != error.code
+        if self.grant is not None:
+            self.grant.end(error)
+            self.grant = None
+        self._tick = -1
+        self.refusal = error
+        if not first:
+            return
+        self.services.reader.forget()
+        if self.tree is not None:
+            for node in self.tree.nodes.values():
+                if isinstance(node, FileNode):
+                    node.kernel_current = False
+                self.services.emit(NodeChanged(node.ino, True))
+        self.services.emit(AccessChanged(self.name, error.code))
+
+    async def refresh(self) -> None:
+        """Look whether somebody published something or the grant needs renewing. Never raises a refusal."""
+        if self.tree is None and self.refusal is None:
+            return
+        try:
+            await self.use("list", current=True)
+        except MeshkitError as error:
+            _log.debug("refresh of %r: %s", self, error.code)
+
+    @property
+    def tree_root(self) -> Node | None:
+        return None if self.tree is None else self.tree.root
+
+    def forget_tree(self) -> None:
+        """Drop grant and tree; the next use starts from what the metadata store shows."""
+        if self.tree is not None:
+            for node in self.tree.nodes.values():
+                self.services.emit(NodeChanged(node.ino, True))
+        self.grant, self.tree, self.refusal = None, None, None
+        self._tick = -1
+        self._pending = None
+
+    # -- the tree ----------------------------------------------------------------------------------
+
+    async def _catch_up(self, grant: Grant) -> None:
+        """Load the tree, or merge a newer head into it. Holds ``_cycle``."""
+        if self.tree is None:
+            await self._load(grant)
+        if grant.head.hash != self.base.hash:
+            await self._merge(grant)
+
+    async def _load(self, grant: Grant) -> None:
+        services, row = self.services, self.row
+        sealer = Sealer(services.nursery, services.spool, services.reader.spooled, services.budget)
+        pending = services.state.local_commit(row.share) if row.grant == "live" else None
+        head = grant.head
+        if pending is not None:
+            # Work of an earlier run that was never published: that is the tree, made from an older head.
+            root, epoch, version = pending.root, pending.epoch, pending.version
+            self.base = HeadView(
+                pending.base_version, pending.base_epoch, pending.base_root, pending.base_hash
+            )
+        else:
+            root, epoch, version = head.root, head.epoch, head.version
+            self.base = head
+        manifest = await services.reader.open_root(grant, root, epoch, version)
+        self.tree = await self._plant(grant, manifest, sealer)
+        self._pending = pending
+        self.tree.on_change = self._on_change
+        if pending is not None:
+            self._on_change()
+
+    async def _plant(self, grant: Grant, manifest: DirManifest | FileManifest, sealer: Sealer) -> Tree:
+        """Make the tree whose root is ``manifest``."""
+        row, reader = self.row, self.services.reader
+        root: Node
+        if isinstance(manifest, FileManifest):
+            root = FileNode(row.oid, self.root_ino)
+            root.mode, root.mtime_ns, root.ctime_ns, root.atime_ns = (
+                row.mode,
+                row.mtime_ns,
+                row.mtime_ns,
+                row.mtime_ns,
+            )
+            root.content = FileContent(row.oid, reader, sealer, manifest)
+            root.pins = 1
+            return Tree(row.ref, reader, sealer, root)
+        root = DirNode(row.oid, self.root_ino)
+        tree = Tree(row.ref, reader, sealer, root)
+        pages = await tree.read_pages(grant, manifest)
+        if manifest.root is not None:
+            root.mode, root.mtime_ns, root.ctime_ns, extra = manifest.root
+            root.xattrs = dict((extra or {}).get("x", ()))
+        else:
+            root.mode, root.mtime_ns, root.ctime_ns = row.mode, row.mtime_ns, row.mtime_ns
+        root.atime_ns = root.mtime_ns
+        if manifest.links is not None:
+            tree.links.oid = manifest.links_oid
+            tree.links.entry = links_entry(manifest)
+            tree.links.version = manifest.links_ver
+            tree.links.children = None
+            await tree.load(grant, tree.links)
+        root.fill(manifest, pages, {})
+        return tree
+
+    async def _merge(self, grant: Grant) -> None:
+        """Bring the tree to ``grant.head``. Holds ``_cycle``."""
+        tree = self.tree
+        assert tree is not None
+        async with self._change.held_off():
+            if tree.dirty and "write" in grant.rights:
+                # What was changed here becomes one of the three versions that are compared.
+                await self._commit_locally(grant)
+            reader, old, new = self.services.reader, self.base, grant.head
+            base = await reader.open_root(grant, old.root, old.epoch, old.version)
+            theirs = await reader.open_root(grant, new.root, new.epoch, new.version)
+            if isinstance(theirs, DirManifest) and isinstance(base, DirManifest):
+                merge = Merge(
+                    tree, grant, self.row.ref, self.services.who, self.services.wall(), self.services.emit
+                )
+                await merge.run(base, theirs)
+                self.conflicts += merge.conflicts
+            self.base = new
+            self.counters.merges += 1
+            if self._pending is not None:
+                # The local commit was made on the old base: what it holds is committed anew on this one.
+                tree.mark(tree.root)
+
+    def changing(self) -> _Changing:
+        """Around every change of the tree (``async with``): waits while a merge runs, and makes one wait."""
+        return self._change
+
+    # -- making changes durable and public -----------------------------------------------------------
+
+    def _on_change(self) -> None:
+        if not self._changed_at:
+            self._changed_at = trio.current_time()
+        if not self._committer:
+            self._committer = True
+            self.services.nursery.start_soon(self._commit_when_due)
+
+    def hurry(self) -> None:
+        """Publish soon: a file was closed, a name was changed, or memory is full."""
+        if not self._urgent_at:
+            self._urgent_at = trio.current_time()
+            self._wake.set()
+
+    async def _commit_when_due(self) -> None:
+        """Publish changes a little after they were made, until there are none left."""
+        try:
+            while self.dirty:
+                await self._pause()
+                try:
+                    await self.flush()
+                except MeshkitError as error:
+                    _log.warning("share %r: %s, tried again later (%s)", self, error.code, error.detail)
+                except Exception:
+                    # A defect in one share must not take the mount down; its changes stay in memory.
+                    _log.exception("share %r: the commit failed in a way nobody foresaw", self)
+                    self.stuck = MeshkitError("internal_error", "the commit failed; see the log")
+        finally:
+            self._committer = False
+
+    async def _pause(self) -> None:
+        """Wait until the next cycle is due: soon after a close, later while a file is still being written."""
+        while True:
+            due = self._changed_at + IDLE_DELAY_S
+            if self._urgent_at:
+                due = min(due, max(self._urgent_at + QUICK_DELAY_S, self._last_cycle + BUSY_DELAY_S))
+            if self.stuck is not None:
+                due = max(due, self._last_cycle + RETRY_DELAY_S)
+            if trio.current_time() >= due:
+                return
+            self._wake = trio.Event()
+            with trio.move_on_at(due):
+                await self._wake.wait()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything waits to be committed or published."""
+        return self._pending is not None or (self.tree is not None and bool(self.tree.dirty))
+
+    async def flush(self) -> None:
+        """Return when everything changed before this call is stored by the provider and published.
+
+        Calls that wait together share one cycle. Raises what kept it from being published; the changes
+        are safe on this device if a local commit was possible (``stuck`` says).
+        """
+        wanted = self._started + 1
+        async with self._cycle:
+            if self._succeeded >= wanted:
+                return
+            self._started += 1
+            number = self._started
+            try:
+                for _ in range(_MERGE_TRIES):
+                    grant = await self._renew()
+                    await self._catch_up(grant)
+                    grant.require("write")
+                    await self._commit_locally(grant)
+                    if await self._publish(grant):
+                        break
+                else:
+                    raise MeshkitError("head_conflict", f"lost the race {_MERGE_TRIES} times")
+            except MeshkitError as error:
+                self.stuck = error
+                raise
+            finally:
+                self._last_cycle = trio.current_time()
+            self.stuck = None
+            self._succeeded = number
+
+    async def _commit_locally(self, grant: Grant) -> None:
+        """Make the tree as it is now durable on this device. Holds ``_cycle``."""
+        tree, services = self.tree, self.services
+        assert tree is not None
+        frozen = freeze(tree)
+        if frozen is None:
+            return
+        self._changed_at = self._urgent_at = 0.0
+        version, epoch = self.base.version + 1, grant.capsule.epoch
+        try:
+            await write_out(tree, frozen, services.spool, epoch, version, grant.sealing_key(version))
+            await trio.to_thread.run_sync(services.spool.sync)
+            commit = LocalCommit(
+                self.row.share, frozen.root, epoch, version,
+                self.base.hash, self.base.root, self.base.epoch, self.base.version,
+            )  # fmt: skip
+            await trio.to_thread.run_sync(services.state.record_commit, commit, list(frozen.staged.items()))
+        except BaseException:
+            thaw(tree, frozen)
+            raise
+        tree.sealer.error = None
+        settle(tree, frozen, self._clean)
+        self._pending = commit
+        self.counters.commits += 1
+
+    def _clean(self, node: Node) -> None:
+        assert self.tree is not None
+        if isinstance(node, FileNode):
+            node.release_content()
+        self.tree.evict(node)
+
+    async def _publish(self, grant: Grant) -> bool:
+        """Upload the local commit and publish its head; False if somebody else was faster. Holds ``_cycle``."""
+        commit = self._pending
+        if commit is None:
+            return True
+        stored = await self._upload()
+        head = Head(
+            self.row.share,
+            self.row.oid,
+            commit.epoch,
+            commit.version,
+            self.base.hash,
+            commit.root,
+            int(self.services.wall()),
+        ).sign(self.services.signing())
+        try:
+            with trio.fail_after(PUBLISH_DEADLINE_S):
+                await self.services.metadata.publish(
+                    Publication(
+                        self.row.share,
+                        expect_head=self.base.hash,
+                        head=head,
+                        head_ver=commit.version,
+                        head_epoch=commit.epoch,
+                    )
+                )
+        except trio.TooSlowError:
+            raise MeshkitError("metadata_unavailable", "no answer in time") from None
+        except MeshkitError as error:
+            if error.code != "head_conflict":
+                raise
+            self._tick = -1
+            return False
+        await self._published(commit, head, stored)
+        return True
+
+    async def _upload(self) -> list[bytes]:
+        """Bring every staged block of the share to the provider, durably. Returns their digests."""
+        services = self.services
+        staged = [
+            digest for digest, _ in await trio.to_thread.run_sync(services.state.staged, self.row.share)
+        ]
+        store = services.reader.store
+        try:
+            for at in range(0, len(staged), _UPLOAD_BATCH):
+                batch = staged[at : at + _UPLOAD_BATCH]
+                with trio.fail_after(UPLOAD_DEADLINE_S):
+                    await store.put_files([(digest, services.spool.path(digest)) for digest in batch])
+                self.counters.uploaded += len(batch)
+            with trio.fail_after(UPLOAD_DEADLINE_S):
+                await store.sync()
+        except trio.TooSlowError:
+            raise MeshkitError("provider_request_failed", "no answer in time") from None
+        return staged
+
+    async def _published(self, commit: LocalCommit, head: bytes, stored: list[bytes]) -> None:
+        services = self.services
+        self.base = HeadView(
+            commit.version,
+            commit.epoch,
+            commit.root,
+            record_hash(head),
+            services.signing().kid,
+            int(services.wall()),
+        )
+        self._pending = None
+        if self.grant is not None:
+            self.grant.head = self.base
+        mark = services.state.mark(self.row.share)
+        mark = replace(mark, head_version=self.base.version, head_hash=self.base.hash)
+
+        def settle_state() -> None:
+            services.state.published(self.row.share, mark, stored)
+            services.reader.spooled.difference_update(stored)
+            services.spool.discard(stored)
+
+        await trio.to_thread.run_sync(settle_state)
+        self.counters.heads += 1
+
+    async def rotate(self, key: bytes, epoch: int, grants: Publication) -> None:
+        """Move the share to a new epoch: re-seal its root under the new ``key`` and publish all at once.
+
+        ``grants`` has the roster and capsules; the head is added here. What is not published yet is
+        published first, under the old epoch.
+        """
+        async with self._cycle:
+            for _ in range(_MERGE_TRIES):
+                grant = await self._renew()
+                await self._catch_up(grant)
+                grant.require("reshare")
+                await self._commit_locally(grant)
+                if await self._publish(grant):
+                    break
+            else:
+                raise MeshkitError("head_conflict", f"lost the race {_MERGE_TRIES} times")
+            tree, services = self.tree, self.services
+            assert tree is not None
+            tree.mark(tree.root)
+            frozen = freeze(tree)
+            assert frozen is not None  # the root was just marked
+            version = self.base.version + 1
+            try:
+                await write_out(
+                    tree, frozen, services.spool, epoch, version, ver_key(key, self.row.oid, epoch, version)
+                )
+                await trio.to_thread.run_sync(services.spool.sync)
+                digests = list(frozen.staged)
+                await services.reader.store.put_files([(d, services.spool.path(d)) for d in digests])
+                await services.reader.store.sync()
+                head = Head(
+                    self.row.share,
+                    self.row.oid,
+                    epoch,
+                    version,
+                    self.base.hash,
+                    frozen.root,
+                    int(services.wall()),
+                ).sign(services.signing())
+                await services.metadata.publish(
+                    replace(grants, expect_head=self.base.hash, head=head, head_ver=version, head_epoch=epoch)
+                )
+            except BaseException:
+                thaw(tree, frozen)
+                raise
+            settle(tree, frozen, self._clean)
+            self.grant = None
+            self._tick = -1
+            self.base = HeadView(version, epoch, frozen.root, record_hash(head))
+            services.reader.spooled.difference_update(digests)
+            await trio.to_thread.run_sync(services.spool.discard, digests)

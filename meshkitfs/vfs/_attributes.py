@@ -1,0 +1,56 @@
+"""From a node to what stat shows of it."""
+
+from __future__ import annotations
+
+import stat
+
+from meshkitfs.core.entries import DIR, FILE
+from meshkitfs.shares import DirNode, FileNode, Node, Share, SymlinkNode
+from meshkitfs.vfs.types import Attr
+
+__all__ = ["attr_of", "attr_of_share", "timeout"]
+
+# How long the kernel may believe names and attributes without asking. Nobody else writes a share that is
+# only ours; where others do, or can lose access, changes are pushed and this only bounds a lost push.
+ALONE_S = 60.0
+SHARED_S = 1.0
+
+_TYPES = (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK)
+
+
+def timeout(share: Share) -> float:
+    """Return for how many seconds the kernel may believe what it is told of ``share``."""
+    grant = share.grant
+    if grant is None or not grant.alive:
+        return 0.0
+    return ALONE_S if share.row.mine and len(grant.roster.writers) == 1 else SHARED_S
+
+
+def attr_of(share: Share, node: Node) -> Attr:
+    """Return the attributes of a node."""
+    seconds = timeout(share)
+    nlink = node.nlink
+    if isinstance(node, FileNode):
+        size = node.size
+        blocks = -(-node.used() // 512)
+    elif isinstance(node, DirNode):
+        nlink = 2 + node.subdirs
+        size, blocks = 4096, 8
+    else:
+        assert isinstance(node, SymlinkNode)  # there are no other kinds
+        size, blocks = len(node.target), 0
+    return Attr(
+        node.ino, _TYPES[node.kind] | node.mode, nlink, size, blocks, node.atime_ns, node.mtime_ns, node.ctime_ns,
+        seconds, seconds,
+    )  # fmt: skip
+
+
+def attr_of_share(share: Share) -> Attr:
+    """Return what is shown of a share whose tree is not there, because it was not opened or was refused."""
+    row = share.row
+    kind = stat.S_IFDIR if row.kind == DIR else stat.S_IFREG
+    assert row.kind in (DIR, FILE)
+    return Attr(
+        share.root_ino, kind | row.mode, 2 if row.kind == DIR else 1, 0, 0,
+        row.mtime_ns, row.mtime_ns, row.mtime_ns, 1.0, 0.0,
+    )  # fmt: skip

@@ -1,0 +1,609 @@
+"""The filesystem as the kernel sees it: the mount's root, the shares in it, their files and handles.
+
+Metadata is answered from memory; only opening something that is not loaded, and reading its blocks, goes
+to the byte store. Every operation on a share first gets a grant: `Share.live` where a lease may be relied
+on, `Share.use(..., current=True)` where an open must see the newest state. Names and attributes that the
+kernel was already told stay visible after a refusal, so that the reason can be asked for; nothing else is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from meshkitfs.core.entries import DIR, HARDLINK, TARGET_MAX, XATTR_NAME_MAX, XATTR_TOTAL_MAX, Entry
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Grant
+from meshkitfs.shares import (
+    DirNode,
+    Event,
+    FileNode,
+    NameChanged,
+    Node,
+    NodeChanged,
+    Share,
+    ShareBook,
+    SymlinkNode,
+    Tree,
+    posix,
+)
+from meshkitfs.vfs._attributes import attr_of, attr_of_share, timeout
+from meshkitfs.vfs._control import CONTROL_INO, CONTROL_NAME, ControlFiles
+from meshkitfs.vfs._handles import ControlHandle, DirHandle, FileHandle
+from meshkitfs.vfs._xattrs import PREFIX, meshkit_names, meshkit_value
+from meshkitfs.vfs.types import (
+    ROOT_INO,
+    Attr,
+    ForgetEntry,
+    ForgetInode,
+    Invalidation,
+    Opened,
+    SetAttr,
+    StatFs,
+)
+
+__all__ = ["MeshFilesystem"]
+
+_log = logging.getLogger(__name__)
+
+_READ_ONLY = os.O_RDONLY
+_WRITES = os.O_WRONLY | os.O_RDWR
+_STATFS_BLOCK = 4096
+
+
+class MeshFilesystem:
+    """All shares of a book, one directory each."""
+
+    def __init__(self, book: ShareBook, control: ControlFiles, runtime: Callable[[], dict[str, Any]]) -> None:
+        self.book = book
+        self.invalidations: queue.SimpleQueue[Invalidation] = queue.SimpleQueue()
+        self._control = control
+        self._runtime = runtime
+        self._shares: dict[int, Share] = {}
+        self._handles: dict[int, FileHandle | DirHandle | ControlHandle] = {}
+        self._next_handle = 1
+        self._born = time.time_ns()
+
+    # -- finding -----------------------------------------------------------------------------------
+
+    def on_event(self, event: Event) -> None:
+        """Turn what a share tells into what the kernel has to forget."""
+        if isinstance(event, NodeChanged):
+            self.invalidations.put(ForgetInode(event.ino, not event.content))
+        elif isinstance(event, NameChanged):
+            self.invalidations.put(ForgetEntry(event.parent, event.name, event.gone))
+
+    def _share(self, ino: int) -> Share:
+        share = self._shares.get(ino)
+        if share is None:
+            raise posix(errno.ESTALE)
+        return share
+
+    def _known(self, ino: int) -> tuple[Share, Node | None]:
+        """Return the share of an inode and its node, None for a share's root that is not loaded."""
+        share = self._share(ino)
+        node = share.tree.nodes.get(ino) if share.tree is not None else None
+        if node is None and ino != share.root_ino:
+            raise posix(errno.ESTALE)
+        return share, node
+
+    async def _granted(
+        self, ino: int, right: str, *, current: bool = False
+    ) -> tuple[Share, Grant, Tree, Node]:
+        """Return what an operation needs: a grant that includes ``right``, and the node."""
+        share = self._share(ino)
+        grant = None if current else share.live(right)
+        if grant is None:
+            grant = await share.use(right, current=current)
+        tree = share.tree
+        assert tree is not None  # `use` loads it
+        node = tree.nodes.get(ino)
+        if node is None:
+            raise posix(errno.ESTALE)
+        return share, grant, tree, node
+
+    async def _directory(self, ino: int, right: str) -> tuple[Share, Grant, Tree, DirNode]:
+        if ino == ROOT_INO or ino in self._control:
+            raise posix(errno.EACCES)
+        share, grant, tree, node = await self._granted(ino, right)
+        if not isinstance(node, DirNode):
+            raise posix(errno.ENOTDIR)
+        if node.children is None:
+            await tree.load(grant, node)
+        if node.parent is None and node is not tree.root:
+            raise posix(errno.ENOENT)
+        return share, grant, tree, node
+
+    def _hand_out(self, share: Share, node: Node) -> Attr:
+        self._shares[node.ino] = share
+        return attr_of(share, node)
+
+    def _root_attr(self) -> Attr:
+        count = len(self.book.shares)
+        return Attr(
+            ROOT_INO, stat.S_IFDIR | 0o700, 2 + count, 4096, 8, self._born, self._born, self._born, 1.0, 1.0
+        )
+
+    async def _share_attr(self, share: Share) -> Attr:
+        """Return the attributes of a share's root, opening it if that is allowed now."""
+        self._shares[share.root_ino] = share
+        if share.live("list") is None:
+            try:
+                await share.use("list")
+            except MeshkitError:
+                return attr_of_share(share)
+        assert share.tree is not None
+        return attr_of(share, share.tree.root)
+
+    async def lookup(self, parent: int, name: bytes) -> Attr:
+        if parent == ROOT_INO:
+            if name == CONTROL_NAME:
+                return self._control.attr(CONTROL_INO)
+            share = self.book.shares.get(name)
+            if share is None:
+                return _absent(1.0)
+            return await self._share_attr(share)
+        if parent in self._control:
+            ino = self._control.ino_of(name)
+            return _absent(60.0) if ino is None else self._control.attr(ino)
+        try:
+            share, _, tree, node = await self._directory(parent, "list")
+        except MeshkitError:
+            return self._remembered(parent, name)
+        assert node.children is not None
+        if name not in node.children:
+            return _absent(timeout(share))
+        child = tree.node_of(node, name)
+        child.lookups += 1
+        return self._hand_out(share, child)
+
+    def _remembered(self, parent: int, name: bytes) -> Attr:
+        """Answer for a name of a refused share that the kernel was told before; raise the refusal for others."""
+        share, node = self._known(parent)
+        child = (node.children or {}).get(name) if isinstance(node, DirNode) else None
+        if isinstance(child, Node):
+            child.lookups += 1
+            return attr_of(share, child)
+        raise share.refusal or MeshkitError("freshness_unproven", share.name)
+
+    def looked_up(self, ino: int) -> None:
+        share = self._shares.get(ino)
+        if share is not None and share.tree is not None:
+            node = share.tree.nodes.get(ino)
+            if node is not None:
+                node.lookups += 1
+
+    def forget(self, ino: int, count: int) -> None:
+        share = self._shares.get(ino)
+        if share is None or share.tree is None:
+            return
+        node = share.tree.nodes.get(ino)
+        if node is None:
+            return
+        node.lookups = max(0, node.lookups - count)
+        if not node.lookups and ino != share.root_ino:
+            share.tree.evict(node)
+            if ino not in share.tree.nodes:
+                del self._shares[ino]
+
+    async def getattr(self, ino: int) -> Attr:
+        if ino == ROOT_INO:
+            return self._root_attr()
+        if ino in self._control:
+            return self._control.attr(ino)
+        share, node = self._known(ino)
+        if node is None:
+            return await self._share_attr(share)
+        return attr_of(share, node)
+
+    async def readlink(self, ino: int) -> bytes:
+        _, _, _, node = await self._granted(ino, "list")
+        if not isinstance(node, SymlinkNode):
+            raise posix(errno.EINVAL)
+        return node.target
+
+    # -- changing names ----------------------------------------------------------------------------
+
+    async def mkdir(self, parent: int, name: bytes, mode: int) -> Attr:
+        if parent == ROOT_INO:
+            share = await self.book.create(name, mode & 0o777)
+            return await self._share_attr(share)
+        share, _, tree, directory = await self._directory(parent, "write")
+        async with share.changing():
+            node = tree.new_directory(mode & 0o7777)
+            self._create(tree, directory, name, node)
+            node.lookups += 1
+        share.hurry()
+        return self._hand_out(share, node)
+
+    @staticmethod
+    def _create(tree: Tree, parent: DirNode, name: bytes, node: Node) -> None:
+        try:
+            tree.create(parent, name, node)
+        except OSError:
+            tree.nodes.pop(node.ino, None)
+            raise
+
+    async def symlink(self, parent: int, name: bytes, target: bytes) -> Attr:
+        if not 0 < len(target) <= TARGET_MAX:
+            raise posix(errno.ENAMETOOLONG)
+        share, _, tree, directory = await self._directory(parent, "write")
+        async with share.changing():
+            node = tree.new_symlink(target)
+            self._create(tree, directory, name, node)
+            node.lookups += 1
+        share.hurry()
+        return self._hand_out(share, node)
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Attr:
+        if parent == ROOT_INO or self._shares.get(parent) is not self._shares.get(ino):
+            raise posix(errno.EXDEV)
+        share, grant, tree, directory = await self._directory(parent, "write")
+        async with share.changing():
+            if tree.links.children is None:
+                await tree.load(grant, tree.links)
+            _, node = self._known(ino)
+            if node is None:
+                raise posix(errno.EPERM)
+            tree.link(node, directory, name)
+            node.lookups += 1
+        share.hurry()
+        return self._hand_out(share, node)
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        if parent == ROOT_INO:
+            await self._remove_share(name, DIR, errno.EISDIR, wanted=False)
+            return
+        share, _, tree, directory = await self._directory(parent, "write")
+        async with share.changing():
+            tree.remove(directory, name, directory=False)
+        share.hurry()
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        if parent == ROOT_INO:
+            await self._remove_share(name, DIR, errno.ENOTDIR, wanted=True)
+            return
+        share, grant, tree, directory = await self._directory(parent, "write")
+        async with share.changing():
+            node = tree.node_of(directory, name)
+            if isinstance(node, DirNode):
+                await tree.load(grant, node)
+            tree.remove(directory, name, directory=True)
+        share.hurry()
+
+    async def _remove_share(self, name: bytes, kind: int, mismatch: int, *, wanted: bool) -> None:
+        """Removing an empty share of one's own, or a snapshot file, forgets it; anything else is refused."""
+        share = self.book.shares.get(name)
+        if share is None:
+            raise posix(errno.ENOENT)
+        if (share.row.kind == kind) is not wanted:
+            raise posix(mismatch)
+        if share.row.kind == DIR:
+            await share.use("list", current=True)
+            root = share.tree_root
+            if isinstance(root, DirNode) and root.children:
+                raise posix(errno.ENOTEMPTY)
+            if not share.row.mine:
+                raise posix(errno.EPERM)
+        await self.book.remove(share)
+
+    async def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        if old_parent == ROOT_INO and new_parent == ROOT_INO:
+            await self._rename_share(old_name, new_name, flags)
+            return
+        if ROOT_INO in (old_parent, new_parent) or self._shares.get(old_parent) is not self._shares.get(
+            new_parent
+        ):
+            raise posix(errno.EXDEV)
+        share, grant, tree, source = await self._directory(old_parent, "write")
+        _, _, _, target = await self._directory(new_parent, "write")
+        async with share.changing():
+            replaced = (target.children or {}).get(new_name)
+            if replaced is not None and replaced.kind == DIR:
+                directory = tree.node_of(target, new_name)
+                if isinstance(directory, DirNode):
+                    await tree.load(grant, directory)
+            tree.rename(source, old_name, target, new_name, flags)
+        share.hurry()
+
+    async def _rename_share(self, old_name: bytes, new_name: bytes, flags: int) -> None:
+        share = self.book.shares.get(old_name)
+        if share is None:
+            raise posix(errno.ENOENT)
+        if flags & ~1:
+            raise posix(errno.EINVAL)
+        if old_name != new_name:
+            await self.book.rename(share, new_name)
+
+    # -- attributes --------------------------------------------------------------------------------
+
+    async def setattr(self, ino: int, changes: SetAttr, fh: int | None) -> Attr:
+        if ino == ROOT_INO or ino in self._control:
+            raise posix(errno.EPERM)
+        share, grant, tree, node = await self._granted(ino, "write")
+        async with share.changing():
+            now = time.time_ns()
+            if changes.size is not None:
+                if not isinstance(node, FileNode):
+                    raise posix(errno.EISDIR)
+                await self._truncate(tree, grant, node, changes.size)
+            if changes.mode is not None:
+                node.mode = changes.mode & 0o7777
+            if changes.uid is not None or changes.gid is not None:
+                # The owner shown is always the mounting user; only chown's side effect is kept.
+                node.mode &= ~0o6000
+            if changes.atime_ns is not None:
+                node.atime_ns = changes.atime_ns
+            if changes.mtime_ns is not None:
+                node.mtime_ns = changes.mtime_ns
+            tree.touch(node, now=now)
+        share.hurry()
+        return self._hand_out(share, node)
+
+    async def _truncate(self, tree: Tree, grant: Grant, node: FileNode, size: int) -> None:
+        if size > 1 << 52:
+            raise posix(errno.EFBIG)
+        content = await tree.content(grant, node)
+        async with content.lock:
+            if size != content.size or size == 0:
+                await content.truncate(grant, size)
+        node.mode &= ~0o6000
+        tree.touch(node, content=True)
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def _handle(self, handle: FileHandle | DirHandle | ControlHandle) -> int:
+        fh = self._next_handle
+        self._next_handle += 1
+        self._handles[fh] = handle
+        return fh
+
+    async def open(self, ino: int, flags: int) -> Opened:
+        writes = bool(flags & _WRITES)
+        if ino in self._control:
+            if writes:
+                raise posix(errno.EACCES)
+            return Opened(self._handle(ControlHandle(self._control.content(ino))), False)
+        share, grant, tree, node = await self._granted(ino, "write" if writes else "read", current=True)
+        if not isinstance(node, FileNode):
+            raise posix(errno.EISDIR if isinstance(node, DirNode) else errno.ELOOP)
+        if node.parent is None and node is not tree.root:
+            # Replaced elsewhere since the kernel looked: it looks the name up again on ESTALE.
+            raise posix(errno.ESTALE)
+        node.opens += 1
+        try:
+            await tree.content(grant, node)
+            if flags & os.O_TRUNC and writes:
+                async with share.changing():
+                    await self._truncate(tree, grant, node, 0)
+        except BaseException:
+            node.opens -= 1
+            raise
+        handle = FileHandle(share, node, append=bool(flags & os.O_APPEND))
+        handle.wrote = bool(flags & os.O_TRUNC and writes)
+        kept, node.kernel_current = node.kernel_current, True
+        return Opened(self._handle(handle), kept, refresh=not kept)
+
+    async def create(self, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
+        share, _, tree, directory = await self._directory(parent, "write")
+        async with share.changing():
+            node = tree.new_file(mode & 0o7777)
+            self._create(tree, directory, name, node)
+            node.lookups += 1
+            node.opens += 1
+        node.kernel_current = True
+        handle = FileHandle(share, node, append=bool(flags & os.O_APPEND))
+        handle.wrote = True
+        return Opened(self._handle(handle), True), self._hand_out(share, node)
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
+        handle = self._handles[fh]
+        if isinstance(handle, ControlHandle):
+            return handle.content[offset : offset + size]
+        assert isinstance(handle, FileHandle)
+        share, node = handle.share, handle.node
+        grant = share.live("read")
+        if grant is None:
+            grant = await share.use("read")
+        content = node.content
+        if content is None:
+            assert share.tree is not None
+            content = await share.tree.content(grant, node)
+        for i in handle.ahead(offset, size, content.block_size, content.size):
+            share.services.nursery.start_soon(content.prefetch, grant, i)
+        found = content.read_now(grant, offset, size)
+        return found if found is not None else await content.read(grant, offset, size)
+
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        handle = self._handles[fh]
+        assert isinstance(handle, FileHandle)  # the kernel writes only to what was opened for it
+        share, node = handle.share, handle.node
+        grant = share.live("write")
+        if grant is None:
+            grant = await share.use("write")
+        if share.services.budget.full:
+            await share.services.budget.room()
+        async with share.changing() as tree:
+            if tree.sealer.error is not None:
+                error, tree.sealer.error = tree.sealer.error, None
+                share.hurry()
+                raise error
+            content = node.content
+            if content is None:
+                content = await tree.content(grant, node)
+            async with content.lock:
+                if handle.append:
+                    # The kernel's idea of the end may be older than somebody else's append.
+                    offset = content.size
+                if offset + len(data) > 1 << 52:
+                    raise posix(errno.EFBIG)
+                await content.write(grant, offset, data)
+            node.mode &= ~0o6000
+            tree.touch(node, content=True)
+        handle.wrote = True
+        return len(data)
+
+    async def flush(self, fh: int) -> None:
+        handle = self._handles[fh]
+        if isinstance(handle, FileHandle) and handle.wrote:
+            handle.share.hurry()
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        handle = self._handles[fh]
+        if isinstance(handle, FileHandle):
+            if handle.node.content is not None:
+                handle.node.content.random = handle.node.content.random or handle.wrote
+            if handle.share.dirty:
+                await handle.share.flush()
+
+    async def release(self, fh: int) -> None:
+        handle = self._handles.pop(fh)
+        if not isinstance(handle, FileHandle):
+            return
+        share, node = handle.share, handle.node
+        node.opens -= 1
+        if handle.wrote:
+            share.hurry()
+        if share.tree is not None and not node.opens and share.tree.nodes.get(node.ino) is node:
+            node.release_content()
+            if node.parent is None:
+                share.tree.evict(node)
+
+    # -- directories -------------------------------------------------------------------------------
+
+    async def opendir(self, ino: int) -> int:
+        if ino == ROOT_INO or ino in self._control:
+            return self._handle(DirHandle(ino, None))
+        share, grant, tree, node = await self._granted(ino, "list", current=True)
+        if not isinstance(node, DirNode):
+            raise posix(errno.ENOTDIR)
+        await tree.load(grant, node)
+        return self._handle(DirHandle(ino, share))
+
+    def readdir(self, fh: int, start: int) -> Iterator[tuple[bytes, Attr, int]]:
+        handle = self._handles[fh]
+        assert isinstance(handle, DirHandle)
+        if handle.ino == ROOT_INO:
+            yield from self._read_root(handle, start)
+        elif handle.share is None:
+            for i, (name, ino) in enumerate(self._control.names()[start:], start):
+                yield name, self._control.attr(ino), i + 1
+        else:
+            yield from self._read_directory(handle, handle.share, start)
+
+    def _read_root(self, handle: DirHandle, start: int) -> Iterator[tuple[bytes, Attr, int]]:
+        if not start:
+            handle.names = sorted(self.book.shares)
+        for i in range(start, len(handle.names)):
+            share = self.book.shares.get(handle.names[i])
+            if share is not None:
+                self._shares[share.root_ino] = share
+                root = share.tree_root
+                attr = attr_of_share(share) if root is None else attr_of(share, root)
+                yield handle.names[i], attr, i + 1
+
+    def _read_directory(
+        self, handle: DirHandle, share: Share, start: int
+    ) -> Iterator[tuple[bytes, Attr, int]]:
+        tree = share.tree
+        if share.live("list") is None or tree is None:
+            raise share.refusal or MeshkitError("freshness_unproven", share.name)
+        node = tree.nodes.get(handle.ino)
+        if not isinstance(node, DirNode) or node.children is None:
+            raise posix(errno.ESTALE)
+        if not start:
+            handle.names = list(node.children)
+        for i in range(start, len(handle.names)):
+            name = handle.names[i]
+            child = node.children.get(name)
+            if child is None:
+                continue
+            if isinstance(child, Entry) and child.kind == HARDLINK and tree.links.children is None:
+                continue
+            yield name, self._hand_out(share, tree.node_of(node, name)), i + 1
+
+    async def fsyncdir(self, fh: int) -> None:
+        handle = self._handles[fh]
+        if isinstance(handle, DirHandle) and handle.share is not None and handle.share.dirty:
+            await handle.share.flush()
+
+    async def releasedir(self, fh: int) -> None:
+        self._handles.pop(fh, None)
+
+    async def statfs(self) -> StatFs:
+        usage = (
+            next(iter(self.book.shares.values())).services.reader.store.usage() if self.book.shares else None
+        )
+        if usage is None:
+            return StatFs(_STATFS_BLOCK, 0, 0, 0, 0)
+        files = sum(len(share.tree.nodes) for share in self.book.shares.values() if share.tree is not None)
+        return StatFs(
+            _STATFS_BLOCK, usage.total_bytes, usage.free_bytes, files + usage.free_inodes, usage.free_inodes
+        )
+
+    # -- extended attributes -----------------------------------------------------------------------
+
+    async def getxattr(self, ino: int, name: bytes) -> bytes:
+        if ino == ROOT_INO or ino in self._control:
+            raise posix(errno.ENODATA)
+        share, node = self._known(ino)
+        if name.startswith(PREFIX):
+            if share.grant is None and share.refusal is None:
+                await self._share_attr(share)
+            value = meshkit_value(name, share, node, self._runtime)
+        else:
+            value = node.xattrs.get(name) if node is not None and share.live("list") else None
+        if value is None:
+            raise posix(errno.ENODATA)
+        return value
+
+    async def listxattr(self, ino: int) -> list[bytes]:
+        if ino == ROOT_INO or ino in self._control:
+            return []
+        share, node = self._known(ino)
+        names = meshkit_names(share, node, self._runtime)
+        if node is not None and share.live("list"):
+            names += list(node.xattrs)
+        return names
+
+    async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        if name.startswith(PREFIX):
+            raise posix(errno.EACCES)
+        if not name.startswith(b"user."):
+            raise posix(errno.EOPNOTSUPP)
+        if len(name) > XATTR_NAME_MAX:
+            raise posix(errno.ERANGE)
+        if ino == ROOT_INO or ino in self._control:
+            raise posix(errno.EACCES)
+        share, _, tree, node = await self._granted(ino, "write")
+        total = sum(len(key) + len(held) for key, held in node.xattrs.items() if key != name)
+        if total + len(name) + len(value) > XATTR_TOTAL_MAX:
+            raise posix(errno.ENOSPC)
+        async with share.changing():
+            node.xattrs[name] = value
+            tree.touch(node)
+        share.hurry()
+
+    async def removexattr(self, ino: int, name: bytes) -> None:
+        if name.startswith(PREFIX):
+            raise posix(errno.EACCES)
+        if ino == ROOT_INO or ino in self._control:
+            raise posix(errno.ENODATA)
+        share, _, tree, node = await self._granted(ino, "write")
+        async with share.changing():
+            if node.xattrs.pop(name, None) is None:
+                raise posix(errno.ENODATA)
+            tree.touch(node)
+        share.hurry()
+
+
+def _absent(seconds: float) -> Attr:
+    return Attr(0, 0, 0, 0, 0, 0, 0, 0, seconds, seconds)

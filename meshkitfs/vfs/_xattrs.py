@@ -1,0 +1,125 @@
+"""The ``user.meshkit.*`` attributes: the state of a share and a file, for people, scripts and file managers.
+
+All are answered from memory, since file managers ask for each entry of a listing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from meshkitfs.core.cid import cid_text
+from meshkitfs.shares import Node, Share
+
+__all__ = ["PREFIX", "meshkit_names", "meshkit_value", "reason_text", "share_state"]
+
+PREFIX = b"user.meshkit."
+
+# Gives what this runtime really offers: key vault, memory protection, enforcement (from the daemon).
+Runtime = Callable[[], dict[str, Any]]
+
+
+def reason_text(share: Share) -> str:
+    """Return why ``share`` (or its publication) is refused, in the words of the error table; "ok" if it is not."""
+    error = share.refusal or share.stuck
+    if error is None:
+        return "ok"
+    detail = f" ({error.detail})" if error.detail else ""
+    return f"{error.code}: {error.reason.sentence}{detail} {error.remedy}"
+
+
+def share_state(share: Share, node: Node | None) -> str:
+    """Return clean, dirty, uploading, stored or quarantined."""
+    if share.refusal is not None and share.refusal.code in ("head_rollback", "head_fork"):
+        return "quarantined"
+    if node is not None and node.dirty:
+        return "dirty"
+    if share.dirty:
+        return "uploading"
+    grant = share.grant
+    return "stored" if grant is not None and "write" in grant.rights else "clean"
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _recipients(share: Share) -> str:
+    if not share.row.mine:
+        return share.services.who
+    members = share.services.state.members(share.row.share)
+    return ",".join(sorted({member.handle for member in members if not member.revoked}))
+
+
+def _capabilities(share: Share, runtime: Runtime) -> str:
+    grant = share.grant
+    value = runtime() | {
+        "rights": sorted(grant.rights) if grant is not None else [],
+        "caveats": [share.grant.capsule.cap]
+        if grant is not None and share.grant and share.grant.capsule.cap
+        else [],
+        "enforcement": "client",
+    }
+    return json.dumps(value, sort_keys=True)
+
+
+def meshkit_value(name: bytes, share: Share, node: Node | None, runtime: Runtime) -> bytes | None:
+    """Return one attribute, or None if it does not apply here."""
+    value = _value(name[len(PREFIX) :].decode(errors="replace"), share, node, runtime)
+    return None if value is None else value.encode(errors="surrogateescape")
+
+
+def _value(name: str, share: Share, node: Node | None, runtime: Runtime) -> str | None:
+    grant = share.grant
+    match name:
+        case "reason":
+            return reason_text(share)
+        case "state":
+            return share_state(share, node)
+        case "share":
+            return share.row.share.hex()
+        case "owner":
+            return share.row.owner_handle
+        case "recipients":
+            return _recipients(share)
+        case "capabilities":
+            return _capabilities(share, runtime)
+        case "cid":
+            if share.row.grant == "live" and share.tree is not None and node is share.tree.root:
+                return cid_text(share.base.root) if share.base.root else None
+            if node is not None and node.entry is not None and node.entry.ref:
+                return cid_text(node.entry.ref[:32])
+            return cid_text(share.base.root) if share.row.grant == "snapshot" and share.base.root else None
+        case "version":
+            return str(share.base.version) if share.base.version else None
+    if grant is None:
+        return None
+    match name:
+        case "rights":
+            return ",".join(sorted(grant.rights))
+        case "expires":
+            return _time(grant.capsule.exp)
+        case "policy":
+            return str(grant.capsule.pol["id"]) if grant.capsule.pol else None
+        case "vault":
+            return grant.capsule.vault
+        case "capsule":
+            return grant.capsule.id.hex()
+        case "freshness":
+            return _time(grant.fresh_until)
+        case "verified":
+            return "cid,seal,signature" if grant.alive else None
+    return None
+
+
+_NAMES = (
+    "capabilities", "capsule", "cid", "expires", "freshness", "owner", "policy", "reason", "recipients", "rights",
+    "share", "state", "vault", "verified", "version",
+)  # fmt: skip
+
+
+def meshkit_names(share: Share, node: Node | None, runtime: Runtime) -> list[bytes]:
+    """Return the names of the attributes that have a value here."""
+    return [PREFIX + name.encode() for name in _NAMES if _value(name, share, node, runtime) is not None]

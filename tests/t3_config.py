@@ -1,0 +1,412 @@
+"""The configuration file, the home directory and the log: strict, private, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import textwrap
+from base64 import b64encode, urlsafe_b64encode
+from pathlib import Path
+
+import pytest
+
+from meshkitfs import keyvault
+from meshkitfs.daemon import config, logs
+from meshkitfs.daemon.home import Home
+from meshkitfs.errors import MeshkitError
+
+BASE = Path("/srv/home")
+
+
+def check(value, base=BASE):
+    return config.loads(json.dumps(value).encode(), base, "meshkit.config.json")
+
+
+def test_a_minimal_file_is_the_embedded_default():
+    settings = check({"version": 1})
+    assert settings.provider.store == BASE / "blocks"
+    assert settings.provider.spec == "local:/srv/home/blocks"
+    assert settings.metadata.path == BASE / "metadata.db"
+    assert settings.identity == "self"
+    assert settings.key_vault is None
+    assert settings.mount.point == Path.home() / "MeshKit"
+
+
+def test_every_field_is_read():
+    settings = check(
+        {
+            "version": 1,
+            "appId": "mk_production_app",
+            "identity": "alice",
+            "provider": {"type": "local-dev", "store": "/mnt/blocks"},
+            "metadata": {"type": "embedded", "path": "../team/metadata.db"},
+            "keyVault": {"type": "passphrase-file"},
+            "mount": {"point": "~/Shares"},
+        }
+    )
+    assert settings.app_id == "mk_production_app"
+    assert settings.identity == "alice"
+    assert settings.provider.store == Path("/mnt/blocks")
+    assert settings.metadata.path == Path("/srv/team/metadata.db")
+    assert settings.key_vault is not None
+    assert settings.key_vault.type == "passphrase-file"
+    assert settings.mount.point == Path.home() / "Shares"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([], "must be an object"),
+        ({}, "field 'version' is missing"),
+        ({"version": 2}, "field 'version' 2 is not known"),
+        ({"version": True}, "field 'version' True is not known"),
+        ({"version": "1"}, "field 'version' '1' is not known"),
+        ({"version": 1, "identiy": "a"}, "field 'identiy' is not a known field (did you mean 'identity'?)"),
+        ({"version": 1, "keyvault": {}}, "(did you mean 'keyVault'?)"),
+        ({"version": 1, "zzz": 1}, "field 'zzz' is not a known field"),
+        ({"version": 1, "identity": 5}, "field 'identity' must be a non-empty string"),
+        ({"version": 1, "identity": ""}, "field 'identity' must be a non-empty string"),
+        ({"version": 1, "identity": "a\x1b[2J"}, "field 'identity' must be a non-empty string"),
+        ({"version": 1, "identity": "a" * 129}, "field 'identity' is longer than 128 bytes"),
+        ({"version": 1, "provider": "local"}, "field 'provider' must be an object"),
+        ({"version": 1, "provider": {}}, "field 'provider.type' is missing"),
+        ({"version": 1, "provider": {"type": "local"}}, "(did you mean 'local-dev'?)"),
+        (
+            {"version": 1, "provider": {"type": "ipfs-http"}},
+            "'ipfs-http' is not implemented yet; use 'local-dev'",
+        ),
+        ({"version": 1, "provider": {"type": "local-dev", "stor": "x"}}, "did you mean 'store'?"),
+        (
+            {"version": 1, "provider": {"type": "local-dev", "store": 3}},
+            "field 'provider.store' must be a path",
+        ),
+        ({"version": 1, "provider": {"type": "local-dev", "store": "a\0b"}}, "must be a path"),
+        (
+            {"version": 1, "provider": {"type": "local-dev", "token": "t"}},
+            "secrets do not belong in this file",
+        ),
+        ({"version": 1, "metadata": {"type": "http"}}, "'http' is not implemented yet"),
+        ({"version": 1, "keyVault": {"type": "secret-servce"}}, "did you mean 'secret-service'?"),
+        (
+            {"version": 1, "mount": {"pont": "x"}},
+            "field 'mount.pont' is not a known field (did you mean 'point'?)",
+        ),
+        (
+            {"version": 1, "policy": {"type": "lit-http", "endpoint": "x"}},
+            "'lit-http' is not implemented yet",
+        ),
+        (
+            {"version": 1, "policy": {"type": "authzen"}},
+            "field 'policy.type' 'authzen' is not implemented yet",
+        ),
+        ({"version": 1, "policy": {"type": "allow-all"}}, "field 'policy.type' 'allow-all' is not known"),
+        ({"version": 1, "policy": {}}, "field 'policy.type' is missing"),
+        ({"version": 1, "persistence": {"type": "filecoin-http"}}, "'filecoin-http' is not implemented yet"),
+    ],
+)
+def test_what_is_wrong_is_named(value, says):
+    with pytest.raises(MeshkitError) as caught:
+        check(value)
+    assert caught.value.code == "invalid_config"
+    assert says in caught.value.detail
+    assert caught.value.detail.startswith("meshkit.config.json: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "says"),
+    [
+        (b"", "invalid_cli_config", "line 1, column 1"),
+        (b'{"version": 1,\n "identity"}', "invalid_cli_config", "line 2"),
+        (b"\xff\xfe", "invalid_cli_config", "not UTF-8"),
+        (b"[" * 30000, "invalid_cli_config", "nested too deeply"),
+        (b'{"version": 1, "version": 1}', "invalid_config", "field 'version' appears twice"),
+        (b'{"version": NaN}', "invalid_config", "NaN is not a JSON value"),
+    ],
+)
+def test_what_is_not_json_is_said_with_its_place(data, code, says):
+    with pytest.raises(MeshkitError) as caught:
+        config.loads(data, BASE, "the file")
+    assert caught.value.code == code
+    assert says in caught.value.detail
+
+
+def test_a_secret_in_the_file_is_refused_without_being_repeated():
+    canary = secrets.token_urlsafe(24)
+    with pytest.raises(MeshkitError) as caught:
+        check({"version": 1, "policy": {"type": "lit-http", "token": canary}})
+    assert canary not in str(caught.value)
+    with pytest.raises(MeshkitError) as caught:
+        check({"version": 1, "provider": {"type": "local-dev", "token": canary}})
+    assert canary not in str(caught.value)
+
+
+def test_loading_names_the_file(tmp_path):
+    with pytest.raises(MeshkitError) as caught:
+        config.load(tmp_path / "none.json")
+    assert caught.value.code == "not_initialized"
+    large = tmp_path / "large.json"
+    large.write_bytes(b" " * (config.MAX_BYTES + 1))
+    with pytest.raises(MeshkitError) as caught:
+        config.load(large)
+    assert caught.value.code == "invalid_cli_config"
+    assert str(large) in caught.value.detail
+    with pytest.raises(MeshkitError) as caught:
+        config.load(tmp_path)
+    assert caught.value.code == "invalid_cli_config"
+
+
+def test_saved_is_private_whole_and_never_overwritten(tmp_path):
+    path = tmp_path / "meshkit.config.json"
+    settings = config.Config(
+        provider=config.ProviderConfig(tmp_path / "blocks"),
+        metadata=config.MetadataConfig(Path("/srv/Müller/metadata.db")),
+        key_vault=config.KeyVaultConfig("plain-file"),
+        identity="bob",
+        mount=config.MountConfig(Path(os.fsdecode(b"/mnt/caf\xe9"))),
+    )
+    config.save(path, settings)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == [path.name]
+    assert config.load(path) == settings
+    written = json.loads(path.read_text())
+    assert written["provider"] == {"type": "local-dev", "store": "blocks"}  # relative: a home can be moved
+    assert "Müller" in path.read_text()
+    before = path.read_bytes()
+    with pytest.raises(MeshkitError) as caught:
+        config.save(path, settings)
+    assert caught.value.code == "already_initialized"
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_the_key_vaults_are_those_there_are():
+    assert config.KEY_VAULTS == keyvault.KINDS
+
+
+# -- the home ---------------------------------------------------------------------------------------------
+
+
+def test_which_home_is_meant():
+    assert Home.locate("/a", environ={"MESHKITFS_HOME": "/b"}).root == Path("/a")
+    assert Home.locate(environ={"MESHKITFS_HOME": "/b", "XDG_DATA_HOME": "/c"}).root == Path("/b")
+    assert Home.locate(environ={"XDG_DATA_HOME": "/c"}).root == Path("/c/meshkitfs")
+    default = Path.home() / ".local/share/meshkitfs"
+    assert Home.locate(environ={}).root == default
+    assert Home.locate(environ={"XDG_DATA_HOME": "relative"}).root == default
+    assert Home.locate("/a", environ={"MESHKIT_CONFIG": "/etc/mk.json"}).config_path == Path("/etc/mk.json")
+    assert Home.locate("/a", "/x.json", {"MESHKIT_CONFIG": "/y.json"}).config_path == Path("/x.json")
+    assert Home.locate("/a", environ={}).config_path == Path("/a/meshkit.config.json")
+
+
+def test_a_home_is_private(tmp_path):
+    home = Home(tmp_path / "deep" / "home")
+    old = os.umask(0)
+    try:
+        home.ensure()
+    finally:
+        os.umask(old)
+    for directory in (home.root, home.run_dir, home.log_dir):
+        assert directory.stat().st_mode & 0o777 == 0o700
+    home.ensure()
+    home.root.chmod(0o770)
+    with pytest.raises(MeshkitError) as caught:
+        home.ensure()
+    assert caught.value.code == "invalid_config"
+    assert "chmod go-w" in caught.value.detail
+
+
+def test_a_home_that_cannot_be_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MeshkitError) as caught:
+        Home(tmp_path / "file").ensure()
+    assert caught.value.code == "invalid_config"
+    assert str(tmp_path / "file") in caught.value.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_somebody_elses_home_is_refused(tmp_path):
+    home = Home(tmp_path / "home")
+    home.ensure()
+    os.chown(home.root, 65534, 65534)
+    with pytest.raises(MeshkitError) as caught:
+        home.ensure()
+    assert caught.value.code == "invalid_config"
+    assert "65534" in caught.value.detail
+
+
+def test_one_process_holds_a_home_and_its_death_frees_it(tmp_path):
+    home = Home(tmp_path / "home")
+    script = textwrap.dedent(
+        """
+        import sys
+        from meshkitfs.daemon.home import Home
+        with Home(sys.argv[1]).hold():
+            print("held", flush=True)
+            sys.stdin.read()
+        """
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(home.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert home.holder() == other.pid
+        with pytest.raises(MeshkitError) as caught, home.hold(wait=0):
+            pytest.fail("two processes hold one home")
+        assert caught.value.code == "home_busy"
+        assert str(other.pid) in caught.value.detail
+        assert not home.wait_released(0)
+        other.send_signal(signal.SIGKILL)
+        assert home.wait_released(20)
+    finally:
+        other.kill()
+        other.communicate()
+    with home.hold():
+        assert home.held
+        with home.hold():  # the daemon and its service may both ask
+            assert home.held
+        assert home.held
+        assert Home(home.root).holder() == os.getpid()
+    assert not home.held
+    assert home.holder() is None
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    home = Home(tmp_path / "home")
+    home.ensure()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    home.lock_path.symlink_to(victim)
+    with pytest.raises(MeshkitError) as caught, home.hold():
+        pytest.fail("locked through a link")
+    assert caught.value.code == "invalid_config"
+    assert victim.read_text() == "precious"
+
+
+# -- the log ----------------------------------------------------------------------------------------------
+
+RAW = bytes(range(200, 232))
+CID = "bafkreiduvmry7u6uwubbw3x6tuxzvch4n52n5z52ybssr6tpwsbaqr7wxi"
+DID = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        RAW.hex(),
+        RAW.hex().upper(),
+        "0x" + RAW.hex(),
+        b64encode(RAW).decode(),
+        urlsafe_b64encode(bytes(range(32))).decode().rstrip("="),
+        urlsafe_b64encode(RAW + RAW).decode(),
+        repr(RAW),
+        repr(bytearray(RAW)),
+        "Bearer abcdefgh.ijkl",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "key={} end", "ContentKey({})", '{{"k": "{}"}}', "x:{},y"])
+def test_what_looks_like_a_key_is_taken_out(secret, around):
+    text = logs.redact(around.format(secret))
+    core = secret.removeprefix("Bearer ").strip("'\"b()=")
+    assert core not in text
+    assert "[redacted]" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "passphrase: hunter2",
+        "password=hunter2",
+        '{"secret": "hunter2"}',
+        "token = 'hunter2'",
+        "API_KEY=hunter2",
+    ],
+)
+def test_what_is_called_a_secret_is_taken_out(text):
+    assert "hunter2" not in logs.redact(text)
+    assert "[redacted]" in logs.redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"block {CID} is missing",
+        f"/srv/blocks/xi/{CID}",
+        f"signed by {DID}",
+        "share 00112233445566778899aabbccddeeff",
+        "/home/alice/MeshKit/first/lib/python3.11/site-packages/cryptography/hazmat/primitives.py",
+        "key vault secret-service is locked",
+        "the passphrase is wrong",
+        "read b'name' and b'caf\\xc3\\xa9'",
+        "ABCDE-FGHIJ-KLMNO-PQRST-UVWXY",
+    ],
+)
+def test_what_an_operator_needs_stays(text):
+    assert logs.redact(text) == text
+
+
+def test_redaction_is_linear():
+    # A pattern that tries every split of such text would not come back.
+    for hostile in ("b'" + "\\x00" * 50000, "A" * 200000, "b'" * 50000, "passphrase" * 20000):
+        logs.redact(hostile)
+
+
+@pytest.fixture
+def _quiet_log():
+    yield
+    logs.setup(None)
+
+
+@pytest.mark.usefixtures("_quiet_log")
+def test_log_lines_are_structured_private_and_redacted(tmp_path):
+    file = tmp_path / "meshkitfs.log"
+    old = os.umask(0)
+    try:
+        logs.setup(file)
+    finally:
+        os.umask(old)
+    log = logging.getLogger("meshkitfs.test")
+    log.warning(
+        "refused \x1b[2J", extra={"fields": {"code": "share_revoked", "path": "a b", "key": RAW.hex()}}
+    )
+    try:
+        raise ValueError(f"bad key {RAW!r} {RAW.hex()}")
+    except ValueError:
+        log.exception("failed with %s", b64encode(RAW).decode())
+    log.debug("not at this level")
+    text = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    first, *rest = text.splitlines()
+    assert first.startswith("time=20")
+    assert (
+        'level=warning logger=meshkitfs.test msg="refused \\u001b[2J" code=share_revoked path="a b"' in first
+    )
+    assert "Traceback" in "".join(rest)
+    assert RAW.hex() not in text
+    assert b64encode(RAW).decode() not in text
+    assert "\\xc8\\xc9" not in text
+    assert "\x1b" not in text
+    assert "not at this level" not in text
+
+
+@pytest.mark.usefixtures("_quiet_log")
+def test_the_log_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "MAX_BYTES", 2000)
+    logs.setup(tmp_path / "meshkitfs.log")
+    for number in range(200):
+        logging.getLogger("meshkitfs.test").warning("line %d", number)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == logs.BACKUPS + 1
+    assert all(file.stat().st_size <= 2000 and file.stat().st_mode & 0o077 == 0 for file in files)
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(MeshkitError) as caught:
+        logs.setup(tmp_path / "no" / "log")
+    assert caught.value.code == "invalid_config"
