@@ -5,10 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import VerifiedBlock, open_block
 from meshkitfs.errors import MeshkitError
+
+# A busy machine is not a failure: no deadlines. A failing example prints what reproduces it.
+settings.register_profile("meshkitfs", deadline=None, print_blob=True)
+settings.load_profile("meshkitfs")
 
 
 @contextlib.contextmanager

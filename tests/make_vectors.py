@@ -221,7 +221,6 @@ def share_vector():
         used = refs[:64]
         first = s.seal(Where.index(value_oid, 0), used, pad=blocks.padded_size(64, 1 << 20) - 64)
         value = FileManifest(value_oid, 1, 2, size, 65536, None, index=first + HOLE)
-        expected.append([name.hex(), "file", hashlib.sha256(b"start" + bytes(size - 5)).hexdigest()])
         return entry(name, entries.FILE, s.manifest(value), size, extra={"used": 65536})
 
     text = b"hello, share\n"
@@ -239,7 +238,6 @@ def share_vector():
     )
     paged = DirManifest(oid("many"), 1, 2, 25, None, pages)
     root_entries = (
-        big(b"big"),
         Entry(b"first", entries.HARDLINK, shared.oid, 0, 0, 0, 0, 0, 0, b""),
         entry(b"inner", entries.DIR, s.manifest(inner), mode=0o755),
         file(b"large", large),
@@ -248,6 +246,7 @@ def share_vector():
         Entry(b"second", entries.HARDLINK, shared.oid, 0, 0, 0, 0, 0, 0, b""),
         file(b"sparse", sparse, extra={"used": 65636}),
         file(b"text", text, mode=0o4755, extra={"used": 13, "x": [[b"user.a", b""], [b"user.b", b"\0\xff"]]}),
+        big(b"very big"),
     )
     root = DirManifest(
         OID, 1, 3, len(root_entries), root_entries, links=s.manifest(table), links_oid=table.oid,
@@ -268,6 +267,8 @@ def share_vector():
         (b"text", "file", text),
     ):
         expected.append([path.hex(), kind, None if content is None else hashlib.sha256(content).hexdigest()])
+    content_of_big = hashlib.sha256(b"start" + bytes(4096 * 65536 + 10 - 5)).hexdigest()
+    expected.append([b"very big".hex(), "file", content_of_big])
     return {
         "owner": owner.public.hex(),
         "epoch_key": ek.hex(),

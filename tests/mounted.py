@@ -80,6 +80,13 @@ class Client:
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
 
+    def wait_until_in(self, kernel_function):
+        """Return when the program waits in that function of the kernel."""
+        until = time.monotonic() + PATIENCE
+        stack = Path(f"/proc/{self.process.pid}/stack")
+        while kernel_function not in (where := stack.read_text()):
+            assert time.monotonic() < until, where
+
     def result(self):
         try:
             out, err = self.process.communicate(timeout=PATIENCE)
@@ -152,7 +159,7 @@ class Daemon:
 
     def kill(self):
         """End everything by force, also a daemon that hangs in the kernel."""
-        mount = preflight.mounted_at(self.place)
+        mount = preflight.find(self.place)
         self.process.kill()
         if mount is not None and mount.fstype == preflight.FSTYPE:
             preflight.sever(mount)
@@ -165,7 +172,7 @@ class Daemon:
                 self.process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE)
-            left = preflight.mounted_at(self.place)
+            left = preflight.find(self.place)
             in_time = self.process.poll() is not None
         finally:
             self.kill()

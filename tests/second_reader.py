@@ -257,7 +257,7 @@ def file_content(get, m):
             need(len(plain) <= bs, "block size")
             plain = plain[: min(bs, size - i * bs)]
             out[i * bs : i * bs + len(plain)] = plain
-    return bytes(out)
+    return out
 
 
 def entries_of(get, m):

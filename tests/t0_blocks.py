@@ -291,9 +291,9 @@ def test_a_block_is_padded_with_zeros_and_never_above_its_size():
             assert len(plain) == blocks.padded_size(size, block_size) <= block_size
             assert bytes(plain) == b"\xff" * size + bytes(len(plain) - size)
             assert len(sealed.data) <= MAX_SEALED
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="one block"):
             seal_block(Where.block(OID, 0), bytes(block_size + 1), block_size)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="one block"):
         seal_block(Where.manifest(OID, 1, 1), b"not a manifest")
 
 
@@ -323,6 +323,7 @@ def test_frames_that_are_refused():
         "one byte more": good + b"\0",
         "padded too far": good + bytes(512),
         "length field above the end": b"\xff" * 4 + good[4:],
+        "length field above the end of the largest": b"\xff" * 4 + bytes(MAX_SEALED - 4),
         "no length field": b"\0\0\0",
         "nothing": b"",
     }

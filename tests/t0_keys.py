@@ -9,6 +9,7 @@ import cbor2
 import pytest
 import second_reader
 from core_support import attempt, refuses
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,18 +84,13 @@ def test_keys_of_another_shape_are_refused(raw):
         keys.check_encryption_public(raw)
 
 
-def test_points_off_the_curve_are_refused():
-    refused = sum(
-        attempt("invalid_record", keys.check_ed25519_public, y.to_bytes(32, "little")) is None
-        for y in range(2, 60)
-    )
-    # About half of all y have no point. A library that loads them lazily must then fail to verify.
+def test_points_off_the_curve_never_verify():
+    # About half of all y have no point. The library finds out when the key is used.
     for y in range(2, 60):
         key = attempt("invalid_record", keys.check_ed25519_public, y.to_bytes(32, "little"))
         if key is not None:
-            with pytest.raises(Exception, match=""):
+            with pytest.raises(InvalidSignature):
                 key.verify(bytes(64), b"x")
-    assert refused < 58
 
 
 def test_encryption_keys_that_are_no_keys_are_refused():
@@ -204,7 +200,7 @@ CONTAINERS = {
     "payload without a type": resigned(payload=cbor.encode({"ver": 1})),
     "payload not a map": resigned(payload=cbor.encode(["mk/head@1"])),
     "payload not CBOR": resigned(payload=b"\xff"),
-    "payload not canonical": resigned(payload=bytes.fromhex("a2") + HEAD[1:11][:0] + b"\x63ver\x01\x61t\x69mk/head@1"),
+    "payload not canonical": resigned(payload=b"\xa2\x63ver\x01\x61t\x69mk/head@1"),
     "payload empty": resigned(payload=b""),
     "payload with a float": resigned(payload=cbor2.dumps({"t": "mk/head@1", "ver": 1.0})),
     "payload with a tag": resigned(payload=cbor2.dumps({"t": "mk/head@1", "c": cbor2.CBORTag(42, b"\0")})),
@@ -231,7 +227,7 @@ CONTAINERS = {
     "signature zero": GOOD[:-64] + bytes(64),
     "empty": b"",
     "only the head": GOOD[:45],
-    "payload with a long head": GOOD.replace(bytes((0x40 | len(HEAD),)) + HEAD, b"\x58" + bytes((len(HEAD),)) + HEAD),
+    "payload with a long head": GOOD.replace(b"\x52" + HEAD, b"\x58\x12" + HEAD),
     "detached payload": cbor2.dumps([PROTECTED, {}, None, GOOD[-64:]]),
 }  # fmt: skip
 

@@ -62,10 +62,12 @@ BAD_FIELDS = [
     ("head", {"ver": 2**53}), ("head", {"prev": b""}), ("head", {"prev": b"p" * 31}), ("head", {"ver": 1}),
     ("head", {"root": b""}), ("head", {"root": b"r" * 33}), ("head", {"ts": -1}), ("head", {"ts": 2**41}),
     ("head", {"ts": None}),
-    ("roster", {"seq": 0}), ("roster", {"epoch": 0}), ("roster", {"caps": [b"c" * 31]}), ("roster", {"caps": None}),
+    ("roster", {"seq": 0}), ("roster", {"epoch": 0}), ("roster", {"caps": [b"c" * 31]}),
+    ("roster", {"caps": None}),
     ("roster", {"caps": [b"c" * 32] * 2}), ("roster", {"caps": ["c" * 32]}), ("roster", {"share": b"x"}),
     ("roster", {"oid": b"x"}), ("roster", {"caps": [n.to_bytes(32, "big") for n in range(10_001)]}),
-    ("roster", {"writers": [bytes(32)]}), ("roster", {"writers": [b"\1" + bytes(31)]}), ("roster", {"writers": [None]}),
+    ("roster", {"writers": [bytes(32)]}), ("roster", {"writers": [b"\1" + bytes(31)]}),
+    ("roster", {"writers": [None]}),
     ("roster", {"writers": [[POINT]]}), ("roster", {"writers": [POINT] * 2}), ("roster", {"minver": -1}),
     ("roster", {"iat": NOW + 9}), ("roster", {"exp": NOW - 1}), ("roster", {"timestamp_keys": [bytes(32)]}),
     ("roster", {"timestamp_keys": POINT}), ("roster", {"iat": "0"}), ("roster", {"exp": 1.5}),
@@ -77,17 +79,13 @@ BAD_FIELDS = [
 def signed_payload(record, **changes):
     """The record as somebody with the right key and the wrong program would sign it."""
     payload = {key: item for key, item in (record.payload() | changes).items() if item is not ...}
-    if any(type(item) is float for item in payload.values()):
-        return None
-    return cose.sign1(ALICE, record.TYPE, payload)
+    # What the encoder itself refuses (None) cannot be signed by any program of ours.
+    return attempt("invalid_record", cose.sign1, ALICE, record.TYPE, payload)
 
 
 @pytest.mark.parametrize(("name", "changes"), BAD_FIELDS)
 def test_fields_that_are_refused(name, changes):
     record = RECORDS[name]
-    if "timestamp_keys" in changes or "caps" in changes:
-        (field,) = changes
-        assert field in type(record).FIELDS
     blob = signed_payload(record, **changes)
     if blob is not None:
         with refuses("invalid_record"):
@@ -128,8 +126,8 @@ LIVE = {
 }  # fmt: skip
 SNAPSHOT = LIVE | {"grant": "snapshot", "ver": 5, "root": b"r" * 32, "kind": 1}
 FULL = LIVE | {
-    "pol": {"id": "policy-9", "key": b"\7" * 32, "url": "https://pdp.example/"}, "vault": "crew", "cap": "biscuit",
-    "offline_grace": 60, "minver": 4,
+    "pol": {"id": "policy-9", "key": b"\7" * 32, "url": "https://pdp.example/"}, "vault": "crew",
+    "cap": "biscuit", "offline_grace": 60, "minver": 4,
 }  # fmt: skip
 
 
@@ -222,9 +220,10 @@ def test_a_wrap_of_another_length_is_refused_before_any_key_touches_it(size):
 
 BAD_HEADERS = [
     {"v": 2}, {"v": True}, {"t": "mk/cap@2"}, {"id": b"i"}, {"grant": "forever"}, {"kind": 2}, {"kind": True},
-    {"share": b""}, {"oid": OID + b"o"}, {"epoch": 0}, {"ver": 1}, {"ver": -1}, {"root": b"r" * 32}, {"root": b"r"},
-    {"nbf": -1}, {"exp": NOW}, {"exp": NOW - 1}, {"minver": -1}, {"seq": -1}, {"rights": []}, {"rights": ["read", "list"]},
-    {"rights": ["list", "list"]}, {"rights": ["admin"]}, {"rights": "read"}, {"rights": [["read"]]}, {"kc": b""},
+    {"share": b""}, {"oid": OID + b"o"}, {"epoch": 0}, {"ver": 1}, {"ver": -1}, {"root": b"r" * 32},
+    {"root": b"r"}, {"nbf": -1}, {"exp": NOW}, {"exp": NOW - 1}, {"minver": -1}, {"seq": -1}, {"rights": []},
+    {"rights": ["read", "list"]}, {"rights": ["list", "list"]}, {"rights": ["admin"]}, {"rights": "read"},
+    {"rights": [["read"]]}, {"kc": b""},
     {"frm": EVE.kid}, {"frm": b""}, {"to": b""}, {"pol": {}}, {"pol": {"id": "p"}}, {"pol": "p"},
     {"pol": {"id": "", "key": None, "url": None}}, {"pol": {"id": "p", "key": b"k", "url": None}},
     {"pol": {"id": "p", "key": None, "url": 1}}, {"pol": {"id": "p", "key": None, "url": None, "x": 1}},
@@ -365,7 +364,7 @@ def test_first_records_that_are_refused(changes):
     with refuses("invalid_record"):
         IdentityRecord.parse_self_signed(blob)
     with refuses("invalid_record"):
-        identity(ALICE, **changes).sign(ALICE)
+        dataclasses.replace(identity(ALICE), **changes).sign(ALICE)
 
 
 def test_a_record_is_signed_by_the_root_it_names():

@@ -2,16 +2,30 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import make_vectors
 import pytest
 import second_reader
 from core_support import reopen, vectors
 
-from meshkitfs.core import _unwrap, blocks, cid, cobblestone, cose, keys, manifest, records
+from meshkitfs.core import (
+    _unwrap,
+    blocks,
+    cbor,
+    cid,
+    cobblestone,
+    cose,
+    entries,
+    keys,
+    letter,
+    manifest,
+    records,
+)
 from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import HOLE, SealedBlock, VerifiedBlock, Where, open_block
 from meshkitfs.core.entries import DIR, FILE, HARDLINK, SYMLINK
+from meshkitfs.core.identity_record import Endorsement
 
 
 @pytest.mark.parametrize("name", make_vectors.VECTORS)
@@ -36,6 +50,34 @@ def test_the_vectors_of_the_design():
     assert k["key_commit"]["value"] == "c4667b8b36aaff0284877814ab8c724c06b779d5ee52e7755db22d6b2bf1a262"
     assert k["ed25519"]["kid"] == "2402752a887cbe1640c147f4733a41b6"
     assert k["cose"]["record_hash"] == "c64aac43ab26f014ab99e0c1d0c689feee30b5a7a15296c8c1c5e71acb2495be"
+
+
+def test_the_document_says_what_the_code_does():
+    text = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    joined = "".join(text.split())
+    hello = vectors("blocks.json")["messages"][0]
+    for value in (hello["context"], hello["sealed"], hello["cid"], blocks.MAGIC.hex(), letter.MAGIC.hex()):
+        assert value in joined
+    types = [record.TYPE for record in (records.Head, records.Roster, records.Timestamp, records.Capsule)]
+    types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE]
+    for label in (
+        *types,
+        "mk/blk@1",
+        "mk/idx@1",
+        "mk/page@1",
+        "mk/man@1",
+        "mk/vk@1",
+        "mk/kc@1",
+        "mk/kid@1",
+        "mk/fp@1",
+    ):
+        assert f"{label}`" in text or f'"{label}"' in text, label
+    limits = (blocks.MAX_SEALED, *blocks.BLOCK_SIZES, blocks.INLINE_MAX, cbor.MAX_RECORD, letter.LETTER_MAX)
+    for limit in (*limits, entries.XATTR_TOTAL_MAX):
+        assert f"{limit:,}" in text, limit
+    for record in (records.Head, records.Roster, records.Timestamp, records.IdentityRecord, Endorsement):
+        for field in record.FIELDS:
+            assert f"`{field}`" in text, field
 
 
 def test_published_messages_open():
@@ -173,7 +215,7 @@ def test_the_first_reader_reads_the_published_share():
 
 
 def test_the_second_reader_refuses_a_damaged_share():
-    """Whatever block is flipped, missing or swapped for another, reading stops; it never yields other bytes."""
+    """Whatever block is flipped, cut or swapped for another, reading stops; it never yields other bytes."""
     digests = sorted(STORE)
     for i, digest in enumerate(digests):
         flipped = bytearray(STORE[digest])

@@ -116,7 +116,10 @@ def test_faults_for_all_and_for_a_while(store, blocks):
     for _ in range(2):
         fails("block_unavailable", store.get, blocks[0].digest)
     assert run(store.get, blocks[0].digest)
+    store.on_get(evil.flip(), blocks[0].digest)
+    assert run(store.get_many, [b.digest for b in blocks]).keys() == {b.digest for b in blocks[1:]}
     store.on_get(evil.missing())
+    store.on_get(evil.missing(), blocks[0].digest)
     for block in blocks:
         fails("block_unavailable", store.get, block.digest)
 

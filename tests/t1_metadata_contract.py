@@ -6,6 +6,7 @@ A new home joins the first part by adding itself to `home`.
 import errno
 import itertools
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,6 +21,7 @@ import apsw
 import evil
 import pytest
 import trio
+import trio.testing
 
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.core.records import Head, IdentityRecord, Roster, Timestamp, make_capsule, record_hash, rotate
@@ -293,6 +295,13 @@ def test_a_writer_who_is_not_the_owner_cannot_sign_rosters(home, share):
     refused("invalid_record", home, share.publication(roster=share.roster(writer, writers=both)), share)
 
 
+def test_the_owner_need_not_be_the_first_writer(home):
+    share, writer = Share.new(), SigningKey.generate()
+    share.publish(home, roster=share.roster(writers=(writer.public, share.owner.public)))
+    refused("invalid_record", home, share.publication(roster=share.roster(writer)), share)
+    share.publish(home, roster=share.roster())
+
+
 def test_a_share_cannot_be_taken_over_by_a_new_first_roster(home, share):
     eve = SigningKey.generate()
     roster = share.roster(eve, seq=1, writers=(eve.public,))
@@ -514,11 +523,12 @@ def test_open_never_makes_a_file(tmp_path):
 def strange_files(tmp_path):
     (tmp_path / "text").write_text("x" * 5000)
     (tmp_path / "empty").touch()
-    for name, statement in (("stranger", "CREATE TABLE mine (x)"), ("newer", "PRAGMA user_version = 2")):
+    stranger = "CREATE TABLE mine (x); PRAGMA user_version = 1"
+    for name, statement in (("stranger", stranger), ("newer", "PRAGMA user_version = 2")):
         if name == "newer":
             EmbeddedMetadata.create(tmp_path / name).close()
         with apsw.Connection(str(tmp_path / name)) as db:
-            db.execute(statement)
+            db.execute(statement).fetchall()
         db.close()
     (tmp_path / "directory").mkdir()
     return [tmp_path / name for name in ("text", "empty", "stranger", "newer", "directory")]
@@ -552,6 +562,10 @@ def test_a_closed_home_is_unavailable(home, share):
     home.close()
     fails("metadata_unavailable", home.head, share.share)
     assert home.tick() != home.tick()
+    copy = home.path.with_name("copy")
+    shutil.copy(home.path, copy)
+    copy.rename(home.path)  # a file to follow must not bring it back to life
+    fails("metadata_unavailable", home.head, share.share)
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o2770, 0o755])
@@ -593,14 +607,34 @@ def test_a_removed_file_is_noticed_and_a_restored_one_too(tmp_path, home, share)
     for suffix in ("-wal", "-shm"):
         os.unlink(f"{path}{suffix}")
     backup.rename(path)
+    other = EmbeddedMetadata(path)
+    run(other.post_letter, bytes(16), b"first")
+    journal = os.stat(f"{path}-wal").st_ino
     assert run(home.head, share.share) == old_head
     run(home.post_letter, bytes(16), b"x")
     assert home.tick() != tick
     assert home.tick() == home.tick()
-    assert os.path.exists(f"{path}-wal")  # giving up the old file must not remove the new one's journal
-    other = EmbeddedMetadata(path)
-    assert [blob for _, blob in run(other.letters, bytes(16))] == [b"x"]
+    # giving up the old file has not removed the journal of the new one
+    assert os.stat(f"{path}-wal").st_ino == journal
+    assert [blob for _, blob in run(other.letters, bytes(16))] == [b"first", b"x"]
     other.close()
+
+
+def test_a_broken_file_in_between_is_survived(tmp_path, home, share):
+    aside = tmp_path / "aside"
+    checkpointer = apsw.Connection(str(home.path))
+    checkpointer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    checkpointer.close()
+    home.path.rename(aside)
+    home.path.write_bytes(b"not a database" * 100)
+    for _ in range(2):
+        fails("metadata_unavailable", home.head, share.share)
+        fails("metadata_unavailable", home.post_letter, bytes(16), b"x")
+        assert home.tick() != home.tick()
+    aside.rename(home.path)
+    assert run(home.head, share.share) is not None
+    run(home.post_letter, bytes(16), b"x")
+    assert home.tick() == home.tick()
 
 
 def test_damage_is_unavailable_not_nothing(home, share):
@@ -641,7 +675,7 @@ def test_a_full_disk_is_no_space(tmp_path):
         assert run(opened.letters, bytes(16))
         opened.close()
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 # -- the embedded home: several processes ---------------------------------------------------------------
@@ -881,16 +915,27 @@ def test_a_cancelled_reader_stops_and_a_publisher_does_not(home, share, monkeypa
 
     monkeypatch.setattr(database, "in_transaction", slow)
 
-    async def interrupted(function, *args):
+    async def comes_back_at_once(function, *args):
+        entered.clear()
+        release.clear()
+        at_once = []
+
+        async def call():
+            try:
+                await function(*args)
+            finally:
+                at_once.append(not release.is_set())
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(function, *args)
+            nursery.start_soon(call)
             await trio.to_thread.run_sync(entered.wait)
             nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked(0.05)
+            release.set()
+        return at_once
 
-    run(interrupted, home.head, share.share)
-    assert not release.is_set()
-    release.set()
-    entered.clear()
+    assert run(comes_back_at_once, home.head, share.share) == [True]
     publication = share.publication(head=share.head())
-    run(interrupted, home.publish, publication)
+    assert run(comes_back_at_once, home.publish, publication) == [False]
     assert run(home.head, share.share) == publication.head

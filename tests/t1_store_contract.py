@@ -119,6 +119,18 @@ def test_has_and_has_many(store):
     assert run(store.has_many, []) == set()
 
 
+def test_get_many_leaves_out_what_cannot_be_had(store):
+    good, wrong = sealed(), sealed(index=1)
+    run(store.put, good)
+    run(store.put, SealedBlock(digest_of(b"other"), wrong.data))
+    found = run(store.get_many, [good.digest, digest_of(b"other"), digest_of(b"never stored")])
+    assert found.keys() == {good.digest}
+    assert type(found[good.digest]) is VerifiedBlock
+    assert bytes(found[good.digest].data) == bytes(good.data)
+    assert store.counters.gets == 3
+    assert run(store.get_many, []) == {}
+
+
 def test_delete_and_delete_again(store):
     block = sealed()
     run(store.put, block)
@@ -488,7 +500,7 @@ def test_a_really_full_filesystem(tmp_path):
             assert bytes(run(store.get, block.digest).data) == bytes(block.data)
         assert store.usage().total_bytes == 1 << 20
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 # -- the local store: durability --------------------------------------------------------------------
@@ -591,10 +603,11 @@ def test_a_second_sync_waits_for_the_first(tmp_path, monkeypatch):
     real = _durable.sync_paths
 
     def slow(paths):
-        entered.set()
-        assert go_on.wait(30)
-        real(paths)
-        order.append("durable")
+        if paths:
+            entered.set()
+            assert go_on.wait(30)
+            real(paths)
+            order.append("durable")
 
     monkeypatch.setattr(_durable, "sync_paths", slow)
 
@@ -625,6 +638,15 @@ def test_syncfs_is_really_called():
     _durable.sync_filesystem("/")
 
 
+def test_a_failing_syncfs_is_an_error(tmp_path, monkeypatch):
+    real = os.open
+    # syncfs(2) refuses a descriptor that was opened for its path only
+    monkeypatch.setattr(os, "open", lambda path, flags: real(path, flags | os.O_PATH))
+    with pytest.raises(OSError) as excinfo:
+        _durable.sync_filesystem(str(tmp_path))
+    assert excinfo.value.errno == errno.EBADF
+
+
 # -- the local store: speed, as counts --------------------------------------------------------------
 
 
@@ -647,6 +669,7 @@ def test_each_call_is_one_trip_to_a_thread(tmp_path, monkeypatch):
     for function, args in (
         (store.put_files, (files,)),
         (store.get, (blocks[0].digest,)),
+        (store.get_many, ([b.digest for b in blocks],)),
         (store.has_many, ([b.digest for b in blocks],)),
         (store.put, (blocks[0],)),
         (store.sync, ()),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from control_daemon import running
+from rich.console import Console
 
 from meshkitfs.cli import main
 from meshkitfs.cli._output import ago, duration, fields, printable, size, table
@@ -520,12 +521,20 @@ def test_amounts_and_times_are_for_people():
 
 def test_progress_is_for_terminals_only(capfd):
     with ProgressLine(enabled=False) as line:
-        line.update({"stage": "[red]x", "done": 1, "total": 2})
+        line.update({"stage": "x", "done": 1, "total": 2})
     assert capfd.readouterr().err == ""
+
+
+def test_a_name_in_a_progress_line_is_text_and_not_markup():
     with ProgressLine(enabled=True) as line:
-        line.update({"stage": "[red]x", "done": 1, "total": 2, "unit": "bytes"})
-        line.update({"done": "?", "total": None})
-    assert "\x1b[31m" not in capfd.readouterr().err  # a name is not markup
+        line.update({"stage": "[red]x\x1b[2J", "done": 1, "total": 2, "unit": "bytes"})
+        line.update({"stage": "[red]x\x1b[2J", "done": "?", "total": None})
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=True, width=100, color_system="standard")
+        assert line._progress is not None
+        console.print(line._progress.get_renderable())
+    assert "[red]x\\x1b[2J" in screen.getvalue()
+    assert "\x1b[2J" not in screen.getvalue()
 
 
 # -- places in shares -------------------------------------------------------------------------------------

@@ -212,7 +212,9 @@ def test_a_home_is_private(tmp_path):
         os.umask(old)
     for directory in (home.root, home.run_dir, home.log_dir):
         assert directory.stat().st_mode & 0o777 == 0o700
+    home.log_dir.chmod(0o755)
     home.ensure()
+    assert home.log_dir.stat().st_mode & 0o777 == 0o700
     home.root.chmod(0o770)
     with pytest.raises(MeshkitError) as caught:
         home.ensure()

@@ -11,10 +11,12 @@ from pathlib import Path
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 from memvfs import MemVfs
 from mounted import mounts_in, needs_mount, needs_root
 
 from meshkitfs.errors import TABLE, MeshkitError
+from meshkitfs.fuse import spin
 from meshkitfs.fuse.operations import Operations
 from meshkitfs.fuse.refusal import errno_for
 from meshkitfs.fuse.spin import Readiness
@@ -427,6 +429,174 @@ def _open_the_way_to(place):
     for directory in Path(place).parents:
         if directory.stat().st_uid == os.geteuid() and directory != Path("/"):
             directory.chmod(directory.stat().st_mode | 0o011)
+
+
+# -- waiting for requests ----------------------------------------------------------------------------------
+
+
+class Requests:
+    """A pipe as the device: worker tasks that read one byte at a time and may be held up by it."""
+
+    def __init__(self, readiness):
+        self.readiness = readiness
+        self.end, self.start = os.pipe()
+        self.served = []
+        self.hold = trio.Event()
+        self.done = trio.Event()
+
+    async def work(self):
+        while True:
+            try:
+                await self.readiness.wait_readable(self.end)
+            except trio.ClosedResourceError:
+                return
+            request = os.read(self.end, 1)
+            if not request:
+                return
+            self.served.append(request)
+            if request == b"s":
+                await self.hold.wait()
+            else:
+                self.done.set()
+
+    async def run(self, scenario, workers=3):
+        try:
+            with trio.fail_after(20):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(workers):
+                        nursery.start_soon(self.work)
+                    await trio.testing.wait_all_tasks_blocked()
+                    await scenario()
+        finally:
+            os.close(self.end)
+            if self.start is not None:
+                os.close(self.start)
+
+
+class TestReadiness:
+    def test_a_parked_worker_takes_over_when_two_others_are_held_up(self):
+        """One worker finds a slow request in epoll, the one it wakes finds another by polling."""
+
+        async def main():
+            requests = Requests(Readiness())
+
+            async def scenario():
+                os.write(requests.start, b"ssf")
+                await requests.done.wait()
+                requests.hold.set()
+                requests.readiness.notify_closing(requests.end)
+
+            await requests.run(scenario)
+            assert requests.served == [b"s", b"s", b"f"]
+
+        trio.run(main)
+
+    @pytest.mark.parametrize("gone", [True, False])
+    def test_everybody_leaves_when_the_device_is_gone_or_closed(self, gone):
+        async def main():
+            requests = Requests(Readiness())
+
+            async def scenario():
+                if gone:
+                    os.close(requests.start)
+                    requests.start = None
+                else:
+                    requests.readiness.notify_closing(requests.end)
+
+            await requests.run(scenario, workers=5)
+
+        trio.run(main)
+
+    def test_patience_ends_where_polling_finds_nothing_and_comes_back_where_it_would(self, monkeypatch):
+        now = 0.0
+
+        def clock():
+            nonlocal now
+            now += 1e-6
+            return now
+
+        monkeypatch.setattr(spin, "perf_counter", clock)
+
+        async def main():
+            nonlocal now
+            readiness = Readiness()
+            end, start = os.pipe()
+            seen = []
+
+            async def request(pause):
+                nonlocal now
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(readiness.wait_readable, end)
+                    await trio.testing.wait_all_tasks_blocked()
+                    now += pause
+                    os.write(start, b"x")
+                os.read(end, 1)
+                seen.append(readiness.patience)
+
+            for pause in (1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 20e-6):
+                await request(pause)
+            os.close(end)
+            os.close(start)
+            assert seen == sorted(seen[:-1], reverse=True) + [spin.PATIENCE]
+            assert seen[-2] < spin.PATIENCE / 10
+
+        trio.run(main)
+
+    def test_other_tasks_get_their_turn_under_a_stream_of_requests(self):
+        async def main():
+            readiness = Readiness()
+            end, start = os.pipe()
+            os.write(start, b"x")  # never read: there is always a request
+            passed = 0
+            async with trio.open_nursery() as nursery:
+
+                async def other():
+                    await trio.sleep(0)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(other)
+                while True:
+                    await readiness.wait_readable(end)
+                    passed += 1
+            os.close(end)
+            os.close(start)
+            assert passed < 1_000_000
+
+        trio.run(main)
+
+
+class TestWorkers:
+    def test_a_worker_whose_scope_is_spent_starts_over_in_a_new_one(self):
+        """In the old scope, every further request that waits for anything would end at once."""
+        happened = []
+
+        async def main():
+            workers = Workers(0.01, Readiness())
+
+            async def loop():
+                """As pyfuse3's: the first request hangs, the second waits a moment and is the last."""
+                while True:
+                    try:
+                        async with workers.Lock():
+                            pass
+                    except trio.ClosedResourceError:
+                        happened.append("left")
+                        return
+                    try:
+                        await (trio.lowlevel.checkpoint if happened else trio.sleep_forever)()
+                        happened.append("answered")
+                        return
+                    except trio.Cancelled:
+                        happened.append("overdue" if workers.overdue() else "cancelled")
+
+            async with trio.open_nursery() as outer:
+                outer.start_soon(workers.watch)
+                async with workers.open_nursery() as nursery:
+                    nursery.start_soon(loop, name="worker")
+                outer.cancel_scope.cancel()
+
+        trio.run(main)
+        assert happened == ["overdue", "left", "answered"]
 
 
 # -- failures ----------------------------------------------------------------------------------------------

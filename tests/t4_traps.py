@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from mounted import mounts_in, needs_mount
+from mounted import mounts_in, needs_mount, needs_root
 
 from meshkitfs.fuse import preflight
 
@@ -207,33 +207,6 @@ result = sorted(set(answers)), len(answers)
 
 
 class TestWorkers:
-    def test_a_parked_worker_takes_over_when_two_others_are_held_up(self, mount):
-        """The worker that polls may run into a slow request, and so may the one it woke for that case."""
-        daemon = mount(timeout=0)
-        daemon.do("put('f', b'x')")
-        daemon("gate", "read")
-        readers = [daemon.start(DIRECT_READ + "result = read()") for _ in range(4)]
-        daemon("wait_for", "read", 4)
-        daemon("open_gate", "read")
-        assert [reader.result() for reader in readers] == [1, 1, 1, 1]
-        # Now several workers are idle. Requests in a burst, so that they are found by polling:
-        for _ in range(10):
-            daemon("gate", "read")
-            burst = daemon.start(
-                DIRECT_READ
-                + """
-import threading
-threads = [threading.Thread(target=read) for _ in range(3)]
-os.statvfs(root)
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-"""
-            )
-            daemon("wait_for", "read", 3)
-            assert daemon.do("result = os.statvfs(root).f_bsize") == 4096
-            daemon("open_gate", "read")
-            burst.result()
-
     def test_polling_finds_requests_that_follow_closely_and_stops_where_it_does_not_pay(self, mount):
         daemon = mount(timeout=0)
         daemon.do("for _ in range(500): os.statvfs(root)")
@@ -266,7 +239,7 @@ class TestTheEnd:
         daemon("stop")
         assert daemon.process.wait(20) == 0
         assert client.result() == "ENOTCONN"
-        assert preflight.mounted_at(daemon.place) is None
+        assert preflight.find(daemon.place) is None
 
     def test_requests_under_way_may_finish_within_the_grace(self, mount):
         daemon = mount(grace=15)
@@ -275,8 +248,43 @@ class TestTheEnd:
         client = daemon.start(DIRECT_READ + "result = read()")
         daemon("wait_for", "read", 1)
         daemon("stop")
+        for _ in range(100):
+            daemon("ping")  # time for the mount to go as far as it can
         daemon("open_gate", "read")
         assert client.result() == 1
+        assert daemon.process.wait(20) == 0
+
+    @needs_root
+    @pytest.mark.parametrize("in_time", [True, False])
+    def test_an_invalidation_that_waits_for_a_request_nobody_has_read_yet(self, mount, in_time):
+        """With every worker held up, a read stays in the queue, and its pages stay locked."""
+        daemon = mount(grace=15 if in_time else 0.3)
+        ino = daemon("make", "f", "text")
+        daemon("gate", "statfs")
+        reader = daemon.start(
+            "file = open(at('f'), 'rb', 0); print(json.dumps('open'), flush=True); sys.stdin.readline()\n"
+            "result = fails(file.read)"
+        )
+        assert reader.line() == "open"
+        crowd = daemon.start(
+            """
+import threading
+threads = [threading.Thread(target=fails, args=(os.statvfs, root)) for _ in range(150)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+        )
+        daemon("wait_for", "statfs", 99)
+        reader.proceed()
+        reader.wait_until_in("fuse_do_readfolio")
+        daemon("forget", ino)
+        daemon("stop")
+        for _ in range(100):
+            daemon("ping")
+        if in_time:
+            daemon("open_gate", "statfs")
+        assert reader.result() in ({"ok"} if in_time else {"ECONNABORTED", "ENOTCONN"})
+        crowd.result()
         assert daemon.process.wait(20) == 0
 
     def test_unmounted_by_somebody_else(self, mount):
@@ -302,7 +310,7 @@ class TestTheEnd:
             preflight.unmount(daemon.place)
         assert busy.value.code == "mountpoint_busy"
         preflight.unmount(daemon.place, lazy=True)
-        assert preflight.mounted_at(daemon.place) is None
+        assert preflight.find(daemon.place) is None
         client.proceed()
         assert client.result() == "Text"
         assert daemon.process.wait(20) == 0
@@ -329,7 +337,7 @@ class TestTheEnd:
         daemon.process.send_signal(signal.SIGSTOP)
         try:
             client.proceed()
-            preflight.sever(preflight.mounted_at(daemon.place))
+            preflight.sever(preflight.find(daemon.place))
             assert client.result() in ("ENOTCONN", "ECONNABORTED")
         finally:
             daemon.process.send_signal(signal.SIGCONT)

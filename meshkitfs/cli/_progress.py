@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ._output import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -39,10 +41,10 @@ class ProgressLine:
             self._progress = _bar(event.get("unit") == "bytes")
             self._task = self._progress.add_task("", total=None)
             self._progress.start()
-        assert self._task is not None  # noqa: S101 (set together with the bar)
+        assert self._task is not None  # set together with the bar
         self._progress.update(
             self._task,
-            description=str(event.get("stage", "working")),
+            description=printable(event.get("stage", "working")),
             completed=_number(event.get("done")),
             total=_number(event.get("total")),
         )

@@ -52,7 +52,7 @@ async def run_mount(
                 ),
             }
         )
-        fs = MeshFilesystem(session.book, files, session.runtime)
+        fs = MeshFilesystem(session.book, files, session.runtime, session.note)
         session.listeners.append(fs.on_event)
         await nursery.start(_on_signal, stop)
         serving = partial(

@@ -35,10 +35,6 @@ __all__ = ["Service", "initialize"]
 
 Progress = Callable[[dict[str, Any]], None]
 
-_RIGHTS: Final = {
-    "read": ("read",),
-    "write": ("read", "write"),
-}
 # What an open descriptor elsewhere may still read after a revocation, in seconds: the watcher's step, and
 # as much again for the walk and the kernel.
 REVOKE_BOUND_S: Final = 2 * WATCH_S
@@ -122,19 +118,17 @@ class Service:
         return describe.share(share)
 
     async def _share_add(
-        self, target: str, recipient: str, rights: str | None = None, expires: str | None = None,
+        self, target: str, recipient: str, rights: list[str] | None = None, expires: str | None = None,
         snapshot: bool = False, policy: str | None = None, vault: str | None = None,
         capability: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        names = _RIGHTS.get(rights or "read")
-        if names is None:
-            raise MeshkitError("invalid_argument", f"rights {rights!r}: say read or write")
+        names = _rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
         terms = Terms(names, until, policy or "", vault or "", capability or "")
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:
-            if rights == "write":
+            if "write" in names:
                 raise MeshkitError("invalid_argument", "a snapshot can only be read")
             if not path:
                 raise MeshkitError("invalid_argument", "a snapshot names a file or directory inside a share")
@@ -163,10 +157,9 @@ class Service:
         }
 
     async def _share_accept_rollback(self, share: str) -> dict[str, Any]:
-        found = self.session.book.find(share)
+        found = self.session.book.find(self._relative(share).strip("/"))
         old = await self.session.book.accept_rollback(found)
-        self.session.note(found.name, MeshkitError("head_rollback", "accepted by command"))
-        return {"share": found.name, "was_version": old.head_version, "now": await self._described(found)}
+        return {"was_version": old.head_version, "now": await self._described(found)}
 
     def _relative(self, target: str) -> str:
         """Return SHARE[/path] for a path below the mount point; other targets are that already."""
@@ -300,6 +293,17 @@ class Service:
     async def _clock_reset(self) -> dict[str, Any]:
         self.session.clock.reset()
         return {}
+
+
+def _rights(names: list[str]) -> tuple[str, ...]:
+    """Return the rights a capsule names for what was asked; writing includes reading."""
+    unknown = set(names) - {"list", "read", "write", "reshare"}
+    if unknown or not names:
+        raise MeshkitError("invalid_argument", f"rights {', '.join(sorted(unknown)) or '(none)'}")
+    if "reshare" in names:
+        # Rosters have one signer; a right that cannot be used must not be promised.
+        raise MeshkitError("not_supported", "'reshare': only the owner of a share can grant it to others")
+    return tuple(sorted({*names, "read"} if "write" in names else set(names)))
 
 
 async def initialize(

@@ -88,6 +88,7 @@ async def run(
     workers = Workers(options.deadline, readiness)
     operations = Operations(fs, workers, options.sync_deadline, interrupt)
     invalidator = Invalidator(fs.invalidations)
+    operations.settled = invalidator.drained
     mount = _mount(operations, preflight.resolve(mountpoint), options)
     invalidator.start()
     try:
@@ -158,7 +159,7 @@ def _mount(operations: Operations, place: str, options: MountOptions) -> preflig
         warning = said()
     if warning:
         _log.warning("libfuse: %s", warning)
-    mount = preflight.mounted_at(place)
+    mount = preflight.find(place)
     if mount is None:
         pyfuse3.close()
         raise MeshkitError("mount_failed", f"{place} does not appear in the mount table")
@@ -172,7 +173,7 @@ async def _unmount(mount: preflight.Mount, invalidator: Invalidator, grace: floa
         if not await invalidator.finished(grace):
             return  # it still uses the session, which so must not be freed
     pyfuse3.close()
-    if preflight.mounted_at(mount.path) == mount:
+    if preflight.find(mount.path) == mount:
         # libfuse leaves a mount in place whose connection was cut.
         preflight.unmount(mount.path, lazy=True)
 

@@ -15,7 +15,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -24,7 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from meshkitfs.fuse.refusal import errno_for
 from meshkitfs.fuse.workers import Workers
-from meshkitfs.vfs.types import Attr, Filesystem, SetAttr
+from meshkitfs.vfs.types import Attr, Filesystem, ForgetInode, SetAttr
 
 __all__ = ["Operations"]
 
@@ -34,6 +34,8 @@ _NAME_MAX = 255  # FUSE itself lets longer names through
 # What programs take as a good size for one read or write; the smallest block of a file.
 _PREFERRED_IO = 65536
 _PERMISSIONS = 0o7777
+# How long an open waits for the kernel to take note that the file was changed elsewhere.
+_SETTLE_SECONDS = 2.0
 _BUFFERS = (bytes, bytearray, memoryview)
 
 _P = ParamSpec("_P")
@@ -102,6 +104,8 @@ class Operations(pyfuse3.Operations):
         self._uid = os.getuid()
         self._gid = os.getgid()
         self.serving = trio.Event()
+        # Returns when the kernel has taken note of every invalidation queued so far; set by the mount.
+        self.settled: Callable[[], Awaitable[None]] | None = None
 
     def init(self) -> None:
         self.serving.set()
@@ -248,6 +252,11 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         opened = await self._fs.open(inode, flags)
+        if opened.refresh and self.settled is not None:
+            # The reader must not see the old size: the kernel forgets it before the open is answered.
+            self._fs.invalidations.put(ForgetInode(inode, attr_only=True))
+            with trio.move_on_after(_SETTLE_SECONDS):
+                await self.settled()
         return FileInfo(opened.fh, keep_cache=opened.keep_cache)
 
     @_handler

@@ -25,9 +25,9 @@ __all__ = [
     "check_mountpoint",
     "check_system",
     "clear_stale",
+    "find",
     "is_ours",
     "is_stale",
-    "mounted_at",
     "mounts",
     "resolve",
     "sever",
@@ -76,14 +76,14 @@ def resolve(path: str | os.PathLike[str]) -> str:
     absolute = os.path.abspath(path)
     parent, name = os.path.split(absolute)
     plain = os.path.join(os.path.realpath(parent), name)
-    if any(mount.path == plain for mount in _mount_table()):
-        return plain
-    return os.path.realpath(absolute)
+    return plain if find(plain) else os.path.realpath(absolute)
 
 
-def mounted_at(path: str | os.PathLike[str]) -> Mount | None:
-    """Return what is mounted exactly at ``path``, of any type; the topmost, if there are several."""
-    place = resolve(path)
+def find(place: str) -> Mount | None:
+    """Return what is mounted exactly at ``place`` (a resolved path), of any type; the topmost of several.
+
+    Only reads the mount table: safe also for a mount that nobody answers for yet, or any more.
+    """
     found = None
     for mount in _mount_table():
         if mount.path == place:
@@ -93,14 +93,14 @@ def mounted_at(path: str | os.PathLike[str]) -> Mount | None:
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Say whether exactly at ``path`` a meshkitfs is mounted (dead or alive)."""
-    mount = mounted_at(path)
+    mount = find(resolve(path))
     return mount is not None and mount.fstype == FSTYPE
 
 
 def is_stale(path: str | os.PathLike[str]) -> bool:
     """Say whether a FUSE filesystem is mounted at ``path`` whose daemon has died."""
     place = resolve(path)
-    mount = mounted_at(place)
+    mount = find(place)
     return mount is not None and mount.fstype.startswith("fuse") and _probe(place) == errno.ENOTCONN
 
 
@@ -168,7 +168,7 @@ def check_mountpoint(
     ``mount_failed`` (no permission).
     """
     place = resolve(path)
-    mount = mounted_at(place)
+    mount = find(place)
     if mount is not None:
         if is_stale(place):
             raise MeshkitError("mountpoint_stale", f"{place} ({mount.fstype})")
@@ -249,7 +249,7 @@ def unmount(path: str | os.PathLike[str], lazy: bool = False) -> None:
     ``fusermount_missing`` without the program to do it, ``mount_failed`` for anything else.
     """
     place = resolve(path)
-    mount = mounted_at(place)
+    mount = find(place)
     if mount is None or mount.fstype != FSTYPE:
         raise MeshkitError("not_mounted", place)
     helper = shutil.which(_HELPER)
@@ -277,6 +277,6 @@ def unmount(path: str | os.PathLike[str], lazy: bool = False) -> None:
     why = ended.stderr.strip()
     if "busy" in why.lower():
         raise MeshkitError("mountpoint_busy", f"a program is using {place}")
-    if mounted_at(place) is None:
+    if find(place) is None:
         return  # somebody else was faster
     raise MeshkitError("mount_failed", why or f"{command[0]} ended with {ended.returncode}")

@@ -37,6 +37,9 @@ class Readiness:
     One worker at a time waits in epoll ("armed"), the others are parked. Whoever leaves with a request
     while nobody is armed wakes one parked worker first: the request may turn out to be slow, and the
     next one must still be read.
+
+    For an observer: ``hits`` requests were found by polling, ``sleeps`` times a worker slept, and
+    ``patience`` is the present one.
     """
 
     __slots__ = (
@@ -46,17 +49,17 @@ class Readiness:
         "_idle_since",
         "_lot",
         "_most",
-        "_patience",
         "_poll",
         "_waking",
         "_yielded",
         "hits",
+        "patience",
         "sleeps",
     )
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self._most = patience
-        self._patience = patience
+        self.patience = patience
         self._poll: select.poll | None = None
         self._lot = trio.lowlevel.ParkingLot()
         self._armed = False  # a worker waits in epoll
@@ -80,7 +83,7 @@ class Readiness:
             if self._hot:
                 now = perf_counter()
                 if now - self._yielded < BUDGET:
-                    give_up = now + self._patience
+                    give_up = now + self.patience
                     while True:
                         if found := look(0):
                             self.hits += 1
@@ -88,7 +91,7 @@ class Readiness:
                             return
                         if perf_counter() >= give_up:
                             break
-                    self._patience = max(self._patience / 2, _LEAST_PATIENCE)
+                    self.patience = max(self.patience / 2, _LEAST_PATIENCE)
                 self._idle_since = now
                 self._hot = False
             if self._armed:
@@ -109,7 +112,7 @@ class Readiness:
                     self._hot = True
                     if now - self._idle_since < 2 * self._most:
                         # It came so soon after we fell asleep that staying awake would have paid.
-                        self._patience = self._most
+                        self.patience = self._most
                 self._leave(found[0][1])
                 return
 

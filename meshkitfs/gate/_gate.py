@@ -18,7 +18,7 @@ from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import EncryptionKey, kid_of
 from meshkitfs.core.records import Capsule, Head, Roster, Timestamp
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate._grant import Grant, HeadView, make_grant
+from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
 from meshkitfs.policy import PolicyProvider, PolicyRequest
@@ -63,8 +63,10 @@ class Gate:
         self._clock = clock
         self._policy = policy
         self.counters = Counters()
-        # Unwrapped keys by capsule hash: renewing a lease every few minutes needs no new unwrap.
-        self._keys: dict[bytes, bytes] = {}
+        # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
+        self._keys: dict[bytes, dict[bytes, bytes]] = {}
+        # The last refusal of each share, so that asking again twice a second is not logged twice a second.
+        self._refused: dict[bytes, str] = {}
 
     def forget_keys(self) -> None:
         """Drop every unwrapped key (the identity was locked)."""
@@ -73,19 +75,31 @@ class Gate:
     async def open(self, row: ShareRow, action: str, trace: Trace | None = None) -> Grant:
         """Walk the checks for ``row`` and return a grant that includes ``action``.
 
-        Raises MeshkitError with the code of the first check that failed; every code that can come from
-        here has errno EACCES, except the two of a quarantined history (``head_rollback``, ``head_fork``).
+        Raises MeshkitError with the code of the first check that failed. Every code that can come from here
+        has errno EACCES, except those of a bad history: ``head_rollback``, ``head_fork`` (both quarantine the
+        share) and ``invalid_record`` (a head that no listed writer signed).
         """
         trace = trace if trace is not None else Trace()
         self.counters.walks += 1
         try:
-            return await self._walk(row, action, trace)
+            grant = await self._walk(row, action, trace)
         except MeshkitError as error:
-            self.counters.refusals[error.code] = self.counters.refusals.get(error.code, 0) + 1
-            _log.warning(
-                "refused: %s (%s) share=%s action=%s", error.code, error.detail, row.share.hex()[:8], action
-            )
+            self._refuse(row, action, error)
             raise
+        self._refused.pop(row.ref, None)
+        return grant
+
+    def _refuse(self, row: ShareRow, action: str, error: MeshkitError) -> None:
+        self.counters.refusals[error.code] = self.counters.refusals.get(error.code, 0) + 1
+        if error.code == "right_not_granted":
+            level = logging.INFO  # the grant itself is good
+        else:
+            # What may not be used is not kept either; a grant that comes back is unwrapped anew.
+            self._keys.pop(row.share, None)
+            level = logging.DEBUG if self._refused.get(row.ref) == error.code else logging.WARNING
+            self._refused[row.ref] = error.code
+        fields = {"code": error.code, "share": row.share.hex()[:8], "action": action, "detail": error.detail}
+        _log.log(level, "refused", extra={"fields": fields})
 
     async def _walk(self, row: ShareRow, action: str, trace: Trace) -> Grant:
         with trace.step("identity") as step:
@@ -111,6 +125,11 @@ class Gate:
             if now >= capsule.exp:
                 raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
             step.note(f"for {capsule.exp - now} s more")
+        with trace.step("rights") as step:
+            granted = implied(capsule.rights)
+            step.note(", ".join(sorted(granted)))
+            if action not in granted:
+                raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
         if capsule.vault:
             with trace.step("vault"):
                 # Membership proofs have no home yet, so a grant that demands one cannot be satisfied.
@@ -149,7 +168,7 @@ class Gate:
                     return self._unwrap(past, digest, key)
             raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
 
-        grant = make_grant(
+        return make_grant(
             secret,
             capsule,
             capsule_hash,
@@ -160,8 +179,6 @@ class Gate:
             fresh_until=stamp.exp,
             older=older,
         )
-        grant.require(action)
-        return grant
 
     async def _ask(self, row: ShareRow, key: EncryptionKey) -> ShareState:
         try:
@@ -192,18 +209,26 @@ class Gate:
         try:
             with trio.fail_after(POLICY_DEADLINE_S):
                 decision = await self._policy.decide(request)
+            allow, until = decision.allow, now + int(decision.ttl_seconds)
         except trio.TooSlowError:
             raise MeshkitError("policy_provider_error", "no answer in time") from None
-        if decision.allow is not True:
+        except MeshkitError as error:
+            raise MeshkitError("policy_provider_error", error.detail or error.code) from error
+        except Exception as error:
+            # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
+            raise MeshkitError("policy_provider_error", type(error).__name__) from error
+        if allow is not True:
             raise MeshkitError("policy_denied", f"policy '{policy_id}'")
-        return min(now + decision.ttl_seconds, capsule.exp)
+        if until <= now:
+            raise MeshkitError("policy_denied", f"policy '{policy_id}': the decision is no longer valid")
+        return min(until, capsule.exp)
 
     def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> bytes:
-        secret = self._keys.get(capsule_hash)
+        held = self._keys.setdefault(capsule.share, {})
+        secret = held.get(capsule_hash)
         if secret is None:
             self.counters.unwraps += 1
-            secret = open_capsule(capsule, key)
-            self._keys[capsule_hash] = secret
+            secret = held[capsule_hash] = open_capsule(capsule, key)
         return secret
 
     async def _head(
@@ -219,7 +244,8 @@ class Gate:
                 raise await self._quarantined(
                     row, "head_rollback", f"version {mark.head_version} was seen, none is offered"
                 )
-            return HeadView()
+            # A share has had a head since it was created.
+            raise MeshkitError("freshness_unproven", "the metadata store has no head for this share")
         writers = {kid_of(public): public for public in roster.writers}
         head = Head.parse(found.head, writers)
         if (head.share, head.oid) != (row.share, row.oid) or head.epoch != roster.epoch:
@@ -243,13 +269,18 @@ class Gate:
         """
         between: list[bytes] = []
         if head.ver > mark.head_version + 1:
-            with trio.fail_after(METADATA_DEADLINE_S):
-                between = await self._metadata.heads(row.share, mark.head_version, head.ver - 1)
-        expected = head.prev
+            try:
+                with trio.fail_after(METADATA_DEADLINE_S):
+                    between = await self._metadata.heads(row.share, mark.head_version, head.ver - 1)
+            except trio.TooSlowError:
+                raise MeshkitError("freshness_unproven", "the metadata store did not answer in time") from None
+            except MeshkitError as error:
+                raise MeshkitError("freshness_unproven", error.detail or error.code) from error
+        expected: object = head.prev
         for blob in reversed(between):
             if record_hash(blob) != expected:
                 break
-            expected = peek1(blob, Head.TYPE)["prev"]
+            expected = peek1(blob, Head.TYPE).get("prev")
         if expected != mark.head_hash:
             raise await self._quarantined(
                 row, "head_fork", f"version {head.ver} does not descend from version {mark.head_version}"
@@ -300,7 +331,12 @@ def _roster(found: ShareState, row: ShareRow, mark: Mark) -> tuple[Roster, bytes
         raise MeshkitError("freshness_unproven", "the roster offered belongs to another share")
     seen = record_hash(found.roster)
     if roster.seq < mark.roster_seq:
-        raise MeshkitError("freshness_unproven", f"roster {roster.seq} offered, {mark.roster_seq} was seen")
+        # The way out stands here because the general remedy cannot know that the store went back.
+        raise MeshkitError(
+            "freshness_unproven",
+            f"roster {roster.seq} offered, {mark.roster_seq} was seen; if the store was restored from a backup "
+            "on purpose: 'meshkitfs share accept-rollback SHARE'",
+        )
     if roster.seq == mark.roster_seq and seen != mark.roster_hash:
         raise MeshkitError("freshness_unproven", f"two different rosters {roster.seq}")
     return roster, seen
@@ -312,6 +348,10 @@ def _listed(capsules: dict[bytes, Capsule], roster: Roster, row: ShareRow) -> tu
     if row.grant == "live":
         listed = [(capsule, digest) for capsule, digest in listed if capsule.epoch == roster.epoch]
     if not listed:
+        latest = max(capsule.exp for capsule in capsules.values())
+        if latest <= roster.iat:
+            # By the owner's own clock it had run out: that is why the owner no longer lists it.
+            raise MeshkitError("share_expired", f"expired {roster.iat - latest} s before roster {roster.seq}")
         raise MeshkitError("share_revoked", f"roster {roster.seq} of {row.owner_handle} no longer lists it")
     return max(listed, key=lambda pair: (pair[0].seq, pair[0].exp))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +26,15 @@ _IMPLIED = {
 }
 
 
+# Leases count on a clock that nobody can set, and that goes on while the machine sleeps.
+_LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def implied(rights: Iterable[str]) -> frozenset[str]:
+    """Return everything that ``rights`` (of a capsule) let an identity do."""
+    return frozenset().union(*(_IMPLIED.get(right, set()) for right in rights))
+
+
 def _no_older(epoch: int) -> bytes:
     raise MeshkitError("right_not_granted", f"this grant holds no key of epoch {epoch}")
 
@@ -46,7 +55,7 @@ class HeadView:
 class Grant:
     """The proof that a share may be used now, and the only source of its content keys.
 
-    A grant ends at the earliest of its proofs (``deadline``, on the monotonic clock) or when `end` is
+    A grant ends at the earliest of its proofs (``deadline``, in seconds of the lease clock) or when `end` is
     called. From then on `content_key` raises, so an open handle cannot read another block.
     """
 
@@ -64,9 +73,7 @@ class Grant:
         self.capsule_hash = b""
         self.roster = roster
         self.head = head
-        self.rights: frozenset[str] = frozenset().union(
-            *(_IMPLIED.get(right, set()) for right in capsule.rights)
-        )
+        self.rights = implied(capsule.rights)
         self.deadline = 0.0
         self.expires = capsule.exp
         self.fresh_until = 0
@@ -76,7 +83,7 @@ class Grant:
 
     @property
     def alive(self) -> bool:
-        return self._error is None and time.monotonic() < self.deadline
+        return self._error is None and time.clock_gettime(_LEASE_CLOCK) < self.deadline
 
     def end(self, error: MeshkitError) -> None:
         """End the lease now and forget the key; later uses raise ``error``."""
@@ -88,7 +95,7 @@ class Grant:
         """Raise the reason why this grant is over, if it is."""
         if self._error is not None:
             raise self._error
-        if time.monotonic() >= self.deadline:
+        if time.clock_gettime(_LEASE_CLOCK) >= self.deadline:
             raise MeshkitError("freshness_unproven", "the lease has run out and was not renewed")
 
     def require(self, right: str) -> None:
@@ -156,8 +163,7 @@ def make_grant(
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
-    # A lease counts on the monotonic clock: setting the wall clock back must not lengthen it.
-    grant.deadline = time.monotonic() + max(0, until - now)
+    grant.deadline = time.clock_gettime(_LEASE_CLOCK) + max(0, until - now)
     grant.fresh_until = fresh_until
     grant._older = older
     return grant

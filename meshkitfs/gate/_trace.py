@@ -20,6 +20,7 @@ STEPS = (
     "roster",
     "freshness",
     "validity",
+    "rights",
     "vault",
     "capability",
     "policy",

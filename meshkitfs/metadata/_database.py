@@ -106,10 +106,8 @@ class _Link:
 
     def reopen(self) -> None:
         """Go over to the file that stands at the path now. Raises OSError, apsw.Error."""
-        with contextlib.suppress(apsw.ConnectionClosedError):  # an earlier attempt came no further
-            # Without this the last close would remove PATH-wal, which belongs to the new file by now.
-            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            self.connection.close()
+        self._file_id = (0, 0)  # stays stale until a file was really opened
+        self.connection.close()
         self._open()
 
     def close(self) -> None:

@@ -61,6 +61,9 @@ class ByteStore(Protocol):
     async def get(self, digest: bytes) -> VerifiedBlock:
         """The block of that digest. Raises block_unavailable, cid_mismatch, provider_request_failed."""
 
+    async def get_many(self, digests: Sequence[bytes]) -> dict[bytes, VerifiedBlock]:
+        """Those of the blocks that could be had, by digest: for reading ahead, where a miss is no error."""
+
     async def put(self, block: SealedBlock) -> None:
         """Store a block; storing it again is harmless and repairs a damaged copy. Raises no_space.
 

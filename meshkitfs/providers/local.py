@@ -100,6 +100,18 @@ class LocalStore:
             self.counters.bytes_in += len(block.data)
         return block
 
+    async def get_many(self, digests: Sequence[bytes]) -> dict[bytes, VerifiedBlock]:
+        """`get` for many in one trip; what cannot be had is left out."""
+
+        def work() -> dict[bytes, VerifiedBlock]:
+            found = {}
+            for digest in digests:
+                with contextlib.suppress(MeshkitError):
+                    found[digest] = self.get_now(digest)
+            return found
+
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_threads())
+
     async def put(self, block: SealedBlock) -> None:
         """Store a block under its digest; raises no_space, provider_request_failed."""
         await self._in_thread(lambda: self._put(block))

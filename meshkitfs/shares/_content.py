@@ -236,14 +236,14 @@ class FileContent:
             raise MeshkitError("invalid_envelope", "a block is larger than its file's block size")
         return plain
 
-    async def prefetch(self, grant: Grant, i: int) -> None:
-        """Load block ``i`` ahead of a reader; trouble is left for the read that really needs it."""
-        if i in self.dirty or i in self.sealing or i >= self.table.count:
-            return
-        try:
-            await self._bring(grant, i)
-        except MeshkitError:
-            return
+    async def prefetch(self, grant: Grant, blocks: range) -> None:
+        """Load blocks ahead of a reader; trouble is left for the read that really needs them."""
+        wanted = []
+        for i in blocks:
+            ref = self.table.peek(i)
+            if ref is not None and ref != HOLE and i not in self.dirty and i not in self.sealing:
+                wanted.append((ref, Where.block(self.oid, i)))
+        await self.reader.ahead(grant, wanted)
 
     async def ref(self, grant: Grant, i: int) -> bytes:
         """Return reference ``i``, loading its index block if need be."""

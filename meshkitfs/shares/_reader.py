@@ -7,6 +7,7 @@ must not be served from memory.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
@@ -106,6 +107,32 @@ class BlockReader:
             return plain
         finally:
             del self._loading[ref]
+            done.set()
+
+    async def ahead(self, grant: Grant, wanted: Sequence[tuple[bytes, Where]]) -> None:
+        """Bring blocks into memory before they are asked for, in one trip; trouble is left for the real read."""
+        missing = [
+            (ref, where)
+            for ref, where in wanted
+            if ref not in self._plain and ref not in self._loading and ref[:32] not in self.spooled
+        ]
+        if not missing:
+            return
+        done = trio.Event()
+        self._loading.update((ref, done) for ref, _ in missing)
+        try:
+            with trio.move_on_after(FETCH_DEADLINE_S):
+                blocks = await self.store.get_many([ref[:32] for ref, _ in missing])
+                for ref, where in missing:
+                    block = blocks.get(ref[:32])
+                    if block is not None and ref not in self._plain:
+                        self.counters.opens += 1
+                        self._keep(ref, open_block(grant.content_key(ref), block, where))
+        except MeshkitError:
+            return
+        finally:
+            for ref, _ in missing:
+                self._loading.pop(ref, None)
             done.set()
 
     def _keep(self, ref: bytes, plain: memoryview) -> None:

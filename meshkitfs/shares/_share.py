@@ -154,11 +154,10 @@ class Share:
     # -- the grant ---------------------------------------------------------------------------------
 
     def live(self, right: str) -> Grant | None:
-        """Return the grant if it needs no renewal, without looking at the metadata store."""
+        """Return the grant if it includes ``right`` and needs no renewal, without asking anybody."""
         grant = self.grant
-        if grant is None or not grant.alive or self.tree is None:
+        if grant is None or not grant.alive or self.tree is None or right not in grant.rights:
             return None
-        grant.require(right)
         return grant
 
     async def use(self, right: str, *, current: bool = False) -> Grant:

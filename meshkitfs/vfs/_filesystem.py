@@ -9,13 +9,14 @@ kernel was already told stay visible after a refusal, so that the reason can be 
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import queue
 import stat
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from meshkitfs.core.entries import DIR, HARDLINK, TARGET_MAX, XATTR_NAME_MAX, XATTR_TOTAL_MAX, Entry
 from meshkitfs.errors import MeshkitError
@@ -35,6 +36,7 @@ from meshkitfs.shares import (
 )
 from meshkitfs.vfs._attributes import attr_of, attr_of_share, timeout
 from meshkitfs.vfs._control import CONTROL_INO, CONTROL_NAME, ControlFiles
+from meshkitfs.vfs._faults import Faults, classified
 from meshkitfs.vfs._handles import ControlHandle, DirHandle, FileHandle
 from meshkitfs.vfs._xattrs import PREFIX, meshkit_names, meshkit_value
 from meshkitfs.vfs.types import (
@@ -55,13 +57,41 @@ _log = logging.getLogger(__name__)
 _READ_ONLY = os.O_RDONLY
 _WRITES = os.O_WRONLY | os.O_RDWR
 _STATFS_BLOCK = 4096
+# Blocks that one trip to a worker thread reads ahead.
+PREFETCH_BLOCKS = 4
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _noted(
+    method: Callable[Concatenate[MeshFilesystem, int, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[MeshFilesystem, int, _P], Coroutine[Any, Any, _T]]:
+    """Have what ``method`` fails with remembered for the inode, or the inode of the open file, it was for."""
+
+    @functools.wraps(method)
+    async def noting(self: MeshFilesystem, number: int, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return await method(self, number, *args, **kwargs)
+        except (MeshkitError, BaseExceptionGroup) as error:
+            self._note(number, error)
+            raise
+
+    return noting
 
 
 class MeshFilesystem:
     """All shares of a book, one directory each."""
 
-    def __init__(self, book: ShareBook, control: ControlFiles, runtime: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        book: ShareBook,
+        control: ControlFiles,
+        runtime: Callable[[], dict[str, Any]],
+        report: Callable[[str, MeshkitError], None] = lambda path, error: None,
+    ) -> None:
         self.book = book
+        self.faults = Faults(report)
         self.invalidations: queue.SimpleQueue[Invalidation] = queue.SimpleQueue()
         self._control = control
         self._runtime = runtime
@@ -78,6 +108,15 @@ class MeshFilesystem:
             self.invalidations.put(ForgetInode(event.ino, not event.content))
         elif isinstance(event, NameChanged):
             self.invalidations.put(ForgetEntry(event.parent, event.name, event.gone))
+
+    def _note(self, number: int, error: BaseException) -> None:
+        """Remember a failure of the file, directory or open handle of that number (they do not overlap)."""
+        fault = classified(error)
+        handle = self._handles.get(number)
+        ino = handle.ino if isinstance(handle, FileHandle | DirHandle) else number
+        share = self._shares.get(ino)
+        if fault is not None and share is not None:
+            self.faults.note(share, share.tree.nodes.get(ino) if share.tree is not None else None, fault)
 
     def _share(self, ino: int) -> Share:
         share = self._shares.get(ino)
@@ -111,7 +150,8 @@ class MeshFilesystem:
     async def _directory(self, ino: int, right: str) -> tuple[Share, Grant, Tree, DirNode]:
         if ino == ROOT_INO or ino in self._control:
             raise posix(errno.EACCES)
-        share, grant, tree, node = await self._granted(ino, right)
+        # A change of names is an open: it must see a right that was just given, or taken.
+        share, grant, tree, node = await self._granted(ino, right, current=right == "write")
         if not isinstance(node, DirNode):
             raise posix(errno.ENOTDIR)
         if node.children is None:
@@ -141,6 +181,7 @@ class MeshFilesystem:
         assert share.tree is not None
         return attr_of(share, share.tree.root)
 
+    @_noted
     async def lookup(self, parent: int, name: bytes) -> Attr:
         if parent == ROOT_INO:
             if name == CONTROL_NAME:
@@ -202,6 +243,7 @@ class MeshFilesystem:
             return await self._share_attr(share)
         return attr_of(share, node)
 
+    @_noted
     async def readlink(self, ino: int) -> bytes:
         _, _, _, node = await self._granted(ino, "list")
         if not isinstance(node, SymlinkNode):
@@ -210,6 +252,7 @@ class MeshFilesystem:
 
     # -- changing names ----------------------------------------------------------------------------
 
+    @_noted
     async def mkdir(self, parent: int, name: bytes, mode: int) -> Attr:
         if parent == ROOT_INO:
             share = await self.book.create(name, mode & 0o777)
@@ -230,6 +273,7 @@ class MeshFilesystem:
             tree.nodes.pop(node.ino, None)
             raise
 
+    @_noted
     async def symlink(self, parent: int, name: bytes, target: bytes) -> Attr:
         if not 0 < len(target) <= TARGET_MAX:
             raise posix(errno.ENAMETOOLONG)
@@ -241,6 +285,7 @@ class MeshFilesystem:
         share.hurry()
         return self._hand_out(share, node)
 
+    @_noted
     async def link(self, ino: int, parent: int, name: bytes) -> Attr:
         if parent == ROOT_INO or self._shares.get(parent) is not self._shares.get(ino):
             raise posix(errno.EXDEV)
@@ -256,6 +301,7 @@ class MeshFilesystem:
         share.hurry()
         return self._hand_out(share, node)
 
+    @_noted
     async def unlink(self, parent: int, name: bytes) -> None:
         if parent == ROOT_INO:
             await self._remove_share(name, DIR, errno.EISDIR, wanted=False)
@@ -265,6 +311,7 @@ class MeshFilesystem:
             tree.remove(directory, name, directory=False)
         share.hurry()
 
+    @_noted
     async def rmdir(self, parent: int, name: bytes) -> None:
         if parent == ROOT_INO:
             await self._remove_share(name, DIR, errno.ENOTDIR, wanted=True)
@@ -293,6 +340,7 @@ class MeshFilesystem:
                 raise posix(errno.EPERM)
         await self.book.remove(share)
 
+    @_noted
     async def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
@@ -325,6 +373,7 @@ class MeshFilesystem:
 
     # -- attributes --------------------------------------------------------------------------------
 
+    @_noted
     async def setattr(self, ino: int, changes: SetAttr, fh: int | None) -> Attr:
         if ino == ROOT_INO or ino in self._control:
             raise posix(errno.EPERM)
@@ -366,6 +415,7 @@ class MeshFilesystem:
         self._handles[fh] = handle
         return fh
 
+    @_noted
     async def open(self, ino: int, flags: int) -> Opened:
         writes = bool(flags & _WRITES)
         if ino in self._control:
@@ -389,9 +439,11 @@ class MeshFilesystem:
             raise
         handle = FileHandle(share, node, append=bool(flags & os.O_APPEND))
         handle.wrote = bool(flags & os.O_TRUNC and writes)
+        self.faults.clear(ino)
         kept, node.kernel_current = node.kernel_current, True
         return Opened(self._handle(handle), kept, refresh=not kept)
 
+    @_noted
     async def create(self, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
         share, _, tree, directory = await self._directory(parent, "write")
         async with share.changing():
@@ -404,6 +456,7 @@ class MeshFilesystem:
         handle.wrote = True
         return Opened(self._handle(handle), True), self._hand_out(share, node)
 
+    @_noted
     async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
         handle = self._handles[fh]
         if isinstance(handle, ControlHandle):
@@ -417,11 +470,14 @@ class MeshFilesystem:
         if content is None:
             assert share.tree is not None
             content = await share.tree.content(grant, node)
-        for i in handle.ahead(offset, size, content.block_size, content.size):
-            share.services.nursery.start_soon(content.prefetch, grant, i)
+        ahead = handle.ahead(offset, size, content.block_size, content.size)
+        for at in range(ahead.start, ahead.stop, PREFETCH_BLOCKS):
+            batch = range(at, min(at + PREFETCH_BLOCKS, ahead.stop))
+            share.services.nursery.start_soon(content.prefetch, grant, batch)
         found = content.read_now(grant, offset, size)
         return found if found is not None else await content.read(grant, offset, size)
 
+    @_noted
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         handle = self._handles[fh]
         assert isinstance(handle, FileHandle)  # the kernel writes only to what was opened for it
@@ -456,6 +512,7 @@ class MeshFilesystem:
         if isinstance(handle, FileHandle) and handle.wrote:
             handle.share.hurry()
 
+    @_noted
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._handles[fh]
         if isinstance(handle, FileHandle):
@@ -479,6 +536,7 @@ class MeshFilesystem:
 
     # -- directories -------------------------------------------------------------------------------
 
+    @_noted
     async def opendir(self, ino: int) -> int:
         if ino == ROOT_INO or ino in self._control:
             return self._handle(DirHandle(ino, None))
@@ -486,6 +544,7 @@ class MeshFilesystem:
         if not isinstance(node, DirNode):
             raise posix(errno.ENOTDIR)
         await tree.load(grant, node)
+        self.faults.clear(ino)
         return self._handle(DirHandle(ino, share))
 
     def readdir(self, fh: int, start: int) -> Iterator[tuple[bytes, Attr, int]]:
@@ -530,6 +589,7 @@ class MeshFilesystem:
                 continue
             yield name, self._hand_out(share, tree.node_of(node, name)), i + 1
 
+    @_noted
     async def fsyncdir(self, fh: int) -> None:
         handle = self._handles[fh]
         if isinstance(handle, DirHandle) and handle.share is not None and handle.share.dirty:
@@ -558,7 +618,7 @@ class MeshFilesystem:
         if name.startswith(PREFIX):
             if share.grant is None and share.refusal is None:
                 await self._share_attr(share)
-            value = meshkit_value(name, share, node, self._runtime)
+            value = meshkit_value(name, share, node, self._runtime, self.faults.of(ino))
         else:
             value = node.xattrs.get(name) if node is not None and share.live("list") else None
         if value is None:
@@ -574,6 +634,7 @@ class MeshFilesystem:
             names += list(node.xattrs)
         return names
 
+    @_noted
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         if name.startswith(PREFIX):
             raise posix(errno.EACCES)
@@ -592,6 +653,7 @@ class MeshFilesystem:
             tree.touch(node)
         share.hurry()
 
+    @_noted
     async def removexattr(self, ino: int, name: bytes) -> None:
         if name.startswith(PREFIX):
             raise posix(errno.EACCES)

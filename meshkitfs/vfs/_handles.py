@@ -37,7 +37,7 @@ class FileHandle:
         stop = min(here + READ_AHEAD // block_size, -(-file_size // block_size))
         first = max(self.prefetched, here)
         # Ask again only when a good part of the window is used up, so that requests come in batches.
-        if stop - first < max(1, READ_AHEAD // block_size // 4) and stop * block_size < file_size:
+        if stop - first < max(1, READ_AHEAD // block_size // 2) and stop * block_size < file_size:
             return range(0)
         self.prefetched = max(stop, self.prefetched)
         return range(first, stop)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from meshkitfs.core.cid import cid_text
+from meshkitfs.errors import MeshkitError
 from meshkitfs.shares import Node, Share
 
 __all__ = ["PREFIX", "meshkit_names", "meshkit_value", "reason_text", "share_state"]
@@ -21,9 +22,12 @@ PREFIX = b"user.meshkit."
 Runtime = Callable[[], dict[str, Any]]
 
 
-def reason_text(share: Share) -> str:
-    """Return why ``share`` (or its publication) is refused, in the words of the error table; "ok" if it is not."""
-    error = share.refusal or share.stuck
+def reason_text(share: Share, fault: MeshkitError | None) -> str:
+    """Return why the share is refused, or what went wrong with this file (``fault``) or with publishing.
+
+    In the words of the error table; "ok" if nothing did.
+    """
+    error = share.refusal or fault or share.stuck
     if error is None:
         return "ok"
     detail = f" ({error.detail})" if error.detail else ""
@@ -65,8 +69,12 @@ def _capabilities(share: Share, runtime: Runtime) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def meshkit_value(name: bytes, share: Share, node: Node | None, runtime: Runtime) -> bytes | None:
+def meshkit_value(
+    name: bytes, share: Share, node: Node | None, runtime: Runtime, fault: MeshkitError | None
+) -> bytes | None:
     """Return one attribute, or None if it does not apply here."""
+    if name == PREFIX + b"reason":
+        return reason_text(share, fault).encode(errors="surrogateescape")
     value = _value(name[len(PREFIX) :].decode(errors="replace"), share, node, runtime)
     return None if value is None else value.encode(errors="surrogateescape")
 
@@ -75,7 +83,7 @@ def _value(name: str, share: Share, node: Node | None, runtime: Runtime) -> str 
     grant = share.grant
     match name:
         case "reason":
-            return reason_text(share)
+            return "ok"  # its text is made by `meshkit_value`; here only that there is one
         case "state":
             return share_state(share, node)
         case "share":
