@@ -93,7 +93,9 @@ def unmount_fuse(_base: Path, point: Path) -> None:
 def unmount_cryfs(_base: Path, point: Path) -> None:
     run("cryfs-unmount", str(point))
     # It goes on writing in the background after the mount point is free.
-    while subprocess.run(["pgrep", "-f", f"cryfs .*{point}"], capture_output=True, check=False).returncode == 0:
+    while (
+        subprocess.run(["pgrep", "-f", f"cryfs .*{point}"], capture_output=True, check=False).returncode == 0
+    ):
         time.sleep(0.05)
 
 
@@ -154,11 +156,15 @@ def available(target: Target) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=1024, help="size of the large file (default 1024)")
     parser.add_argument("--files", type=int, default=10_000, help="number of small files (default 10000)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dir", type=Path, help="where the backing directories go (default: a temporary one)")
+    parser.add_argument(
+        "--dir", type=Path, help="where the backing directories go (default: a temporary one)"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     targets = [target for target in TARGETS if available(target)]
@@ -180,7 +186,11 @@ def main() -> None:
         return
     names = list(medians)
     print(f"{options.mib} MiB, {options.files} files of {SMALL} B, median of {options.rounds}")
-    print(f"{'':16}" + "".join(f"{name:>14}" for name in names) + "".join(f"{'/ ' + name:>10}" for name in names[1:]))
+    print(
+        f"{'':16}"
+        + "".join(f"{name:>14}" for name in names)
+        + "".join(f"{'/ ' + name:>10}" for name in names[1:])
+    )
     for key in medians["meshkitfs"]:
         row = "".join(f"{medians[name][key]:14.0f}" for name in names)
         ratios = "".join(f"{medians['meshkitfs'][key] / medians[name][key]:10.2f}" for name in names[1:])

@@ -168,7 +168,8 @@ _ROWS: Final = (
      "a backup nobody can open what was shared with this identity."),
     ("clock_rollback", "access", _errno.EACCES,
      "This device's clock is behind a time it has already shown.",
-     "Correct the clock. Time-limited grants stay closed until it has caught up."),
+     "Correct the clock. If it was wrong before and is right now, run 'meshkitfs doctor --reset-clock'; "
+     "until then every share stays closed."),
     # -- people --------------------------------------------------------------------------------------------
     ("contact_unknown", "usage", _errno.ENOENT,
      "Nobody of that name is known here or in the directory.",
@@ -220,6 +221,9 @@ _ROWS: Final = (
     ("mountpoint_busy", "mount", _errno.EBUSY,
      "Something is already mounted there.",
      "Use that mount, or end it with 'meshkitfs umount DIR'."),
+    ("mount_in_use", "mount", _errno.EBUSY,
+     "A program is still using the mount, so it stays mounted.",
+     "End that program ('fuser -vm DIR' shows it) or leave the directory; 'umount --force' cuts it off."),
     ("mountpoint_stale", "mount", _errno.ENOTCONN,
      "A mount whose daemon has died is still there.",
      "Clear it with 'meshkitfs umount DIR'; 'meshkitfs mount' does so by itself where it may."),

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import queue
 import stat
 import threading
 from pathlib import Path
@@ -74,30 +75,23 @@ class World:
             self._started.set()
 
     def run(self, work, *args):
-        """Run an async function in the loop and return its result; a step that never ends is a failure."""
+        """Run an async function in the loop and return its result; one that never ends is a failure."""
+        answer = queue.SimpleQueue()
 
-        async def bounded():
-            # The world's own clock stands still, so the deadline is kept by a thread.
-            done = False
-            scope = trio.CancelScope()
-
-            def give_up():
-                if not done:
-                    with contextlib.suppress(trio.RunFinishedError):
-                        self._token.run_sync_soon(scope.cancel)
-
-            timer = threading.Timer(PATIENCE_S, give_up)
-            timer.daemon = True
-            timer.start()
+        async def job():
             try:
-                with scope:
-                    return await work(*args)
-                raise AssertionError(f"{work!r} did not end in {PATIENCE_S} s")
-            finally:
-                done = True
-                timer.cancel()
+                answer.put((await work(*args), None))
+            except Exception as error:
+                answer.put((None, error))
 
-        return trio.from_thread.run(bounded, trio_token=self._token)
+        self._token.run_sync_soon(self.nursery.start_soon, job)
+        try:
+            result, error = answer.get(timeout=PATIENCE_S)
+        except queue.Empty:
+            raise AssertionError(f"{work!r} did not end in {PATIENCE_S} s") from None
+        if error is not None:
+            raise error
+        return result
 
     def start(self, work, *args):
         """Start an async function in the background; returns its `Task`."""

@@ -54,6 +54,15 @@ result = None
 """
 
 
+def wait_until_in(process, kernel_function):
+    """Return when a thread of ``process`` waits in that function of the kernel (only root can see it)."""
+    until = time.monotonic() + PATIENCE
+    where = ""
+    while kernel_function not in where:
+        assert time.monotonic() < until, where
+        where = "".join(stack.read_text() for stack in Path(f"/proc/{process.pid}/task").glob("*/stack"))
+
+
 class Client:
     """A program using the mount; its last act is to print the variable ``result``."""
 
@@ -79,13 +88,6 @@ class Client:
         """Let a program go on that waits for a line."""
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
-
-    def wait_until_in(self, kernel_function):
-        """Return when the program waits in that function of the kernel."""
-        until = time.monotonic() + PATIENCE
-        stack = Path(f"/proc/{self.process.pid}/stack")
-        while kernel_function not in (where := stack.read_text()):
-            assert time.monotonic() < until, where
 
     def result(self):
         try:

@@ -266,6 +266,19 @@ def test_the_payload_names_its_type():
         cose.sign1(ALICE, "mk/head@1", {})
 
 
+def test_every_bit_of_a_record_counts():
+    for at in range(len(GOOD)):
+        for bit in range(8):
+            bad = bytearray(GOOD)
+            bad[at] ^= 1 << bit
+            assert attempt("invalid_record", cose.verify1, bytes(bad), TRUST, "mk/head@1") is None, (at, bit)
+
+
+def test_a_stranger_is_named_as_the_reason():
+    with refuses("invalid_record", "may not sign"):
+        cose.verify1(GOOD, {}, "mk/head@1")
+
+
 @given(st.data())
 @settings(max_examples=300)
 def test_no_mutation_of_a_record_verifies(data):

@@ -91,7 +91,7 @@ COMMANDS = dict(leaves(build_parser()))
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
         "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
-        "share create", "share list", "share show", "share add", "share revoke",
+        "share create", "share list", "share show", "share add", "share revoke", "share accept-rollback",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
     }  # fmt: skip
@@ -713,27 +713,29 @@ def test_doctor_finds_what_is_broken(run, tmp_path, spoil, name, says):
     assert says in after[name]["detail"]
 
 
-def test_doctor_shows_what_the_daemon_finds(run, daemon):
-    finding = {
-        "name": "byte store round trip",
-        "status": "fail",
-        "detail": "no answer",
-        "remedy": "Start it.",
-    }
-    daemon.service.answers["doctor"] = {"checks": [finding]}
-    code, checks = doctor(run)
-    assert code == 1
-    assert checks["byte store round trip"] == finding
+def test_doctor_shows_what_the_daemon_knows(run, daemon):
+    refused = {"name": "photos (bob)", "state": "refused", "reason": "share_revoked"}
+    daemon.service.answers["status"] = {"shares": [refused, SHARE], "left": [{"share": "first"}]}
+    _code, checks = doctor(run)
     assert checks["daemon"]["status"] == "ok"
+    assert checks["share photos (bob)"]["status"] == "warn"
+    assert checks["share photos (bob)"]["remedy"] == TABLE["share_revoked"].remedy
+    assert "share first" not in checks
+    assert "1 shares" in checks["unsent"]["detail"]
 
 
 def test_doctor_survives_a_check_that_breaks(run, daemon, monkeypatch):
-    daemon.service.answers["doctor"] = MeshkitError("metadata_unavailable", "gone")
+    daemon.service.answers["status"] = MeshkitError("metadata_unavailable", "gone")
     monkeypatch.setattr("meshkitfs.cli._doctor.preflight.check_system", lambda: 1 / 0)
     code, checks = doctor(run)
     assert code == 1
     assert checks["fuse"]["detail"] == "ZeroDivisionError"
-    assert checks["daemon"]["status"] == "fail" or "gone" in checks["daemon"]["detail"]
+    assert checks["daemon"] == {
+        "name": "daemon",
+        "status": "fail",
+        "detail": "gone",
+        "remedy": TABLE["metadata_unavailable"].remedy,
+    }
     assert "mount point" in checks
 
 

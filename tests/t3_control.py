@@ -235,7 +235,7 @@ def test_a_process_of_another_user_is_not_answered(tmp_path_factory):
     root = tmp_path_factory.mktemp("home")
     with running(root) as daemon:
         for path in (*root.parents, root, daemon.home.run_dir):
-            if path.stat().st_uid == os.getuid() and path.is_relative_to(root.parents[2]):
+            if path.stat().st_uid == os.getuid() and path.is_relative_to(root.parents[1]):
                 path.chmod(0o711)
         daemon.home.socket_path.chmod(0o666)
         script = textwrap.dedent(

@@ -305,15 +305,15 @@ class Model(RuleBasedStateMachine):
             # In between there were many trees; wait until the flush cannot have seen one of them.
             self.finish_background()
 
-    @rule(where=picks, name=names, target=st.binary(min_size=1, max_size=300).filter(lambda t: b"\0" not in t))
-    def symlink(self, where, name, target):
+    @rule(where=picks, name=names, points_to=st.text("abc/.", min_size=1, max_size=300).map(str.encode))
+    def symlink(self, where, name, points_to):
         path, directory = self.pick_directory(where)
         full = self.join(path, name)
         if name in directory.data:
-            self.fails(errno.EEXIST, self.view.symlink, full, target)
+            self.fails(errno.EEXIST, self.view.symlink, full, points_to)
             return
-        self.view.symlink(full, target)
-        inode = directory.data[name] = Inode(LINK, 0o777, target)
+        self.view.symlink(full, points_to)
+        inode = directory.data[name] = Inode(LINK, 0o777, points_to)
         self.stamp(full, inode)
         self.stamp_above(path)
         self.changed()

@@ -537,7 +537,7 @@ class TestReadiness:
                 await request(pause)
             os.close(end)
             os.close(start)
-            assert seen == sorted(seen[:-1], reverse=True) + [spin.PATIENCE]
+            assert seen == [*sorted(seen[:-1], reverse=True), spin.PATIENCE]
             assert seen[-2] < spin.PATIENCE / 10
 
         trio.run(main)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from mounted import mounts_in, needs_mount, needs_root
+from mounted import mounts_in, needs_mount, needs_root, wait_until_in
 
 from meshkitfs.fuse import preflight
 
@@ -102,6 +102,7 @@ class TestInvalidation:
         daemon("drained")
         assert daemon.do("result = get('f')") == "here"
 
+    @needs_root
     def test_the_mount_ends_although_one_is_held_back(self, mount):
         daemon = mount(grace=0.3)
         ino = daemon("make", "f", "text")
@@ -109,6 +110,7 @@ class TestInvalidation:
         client = daemon.start("result = fails(get, 'f')")
         daemon("wait_for", "read", 1)
         daemon("forget", ino)
+        wait_until_in(daemon.process, "fuse_reverse_inval_inode")
         daemon("stop")
         assert daemon.process.wait(20) == 0
         assert client.result() == "ENOTCONN"
@@ -263,7 +265,7 @@ class TestTheEnd:
         daemon("gate", "statfs")
         reader = daemon.start(
             "file = open(at('f'), 'rb', 0); print(json.dumps('open'), flush=True); sys.stdin.readline()\n"
-            "result = fails(file.read)"
+            "result = fails(os.read, file.fileno(), 10)"
         )
         assert reader.line() == "open"
         crowd = daemon.start(
@@ -276,8 +278,9 @@ for thread in threads: thread.join()
         )
         daemon("wait_for", "statfs", 99)
         reader.proceed()
-        reader.wait_until_in("fuse_do_readfolio")
+        wait_until_in(reader.process, "filemap_get_pages")
         daemon("forget", ino)
+        wait_until_in(daemon.process, "fuse_reverse_inval_inode")
         daemon("stop")
         for _ in range(100):
             daemon("ping")

@@ -1,7 +1,7 @@
 """``doctor``: what this machine, this home and its stores are like. Works with nothing set up or running.
 
-It asks for no passphrase and changes nothing. Each check stands alone: one that breaks is itself reported
-as failed, and the others still run.
+It asks for no passphrase and changes nothing, unless ``--reset-clock`` is said. Each check stands alone: one
+that breaks is itself reported as failed, and the others still run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from .. import __version__
 from ..daemon import client, config
 from ..daemon.failures import as_error
-from ..errors import MeshkitError
+from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
 from ._context import Context
 from ._mounting import daemon_info
@@ -43,9 +43,12 @@ class Check:
     remedy: str = ""
 
 
-def doctor(context: Context, _args: argparse.Namespace) -> int:
+def doctor(context: Context, args: argparse.Namespace) -> int:
     """``doctor``: exit 0 when nothing failed, else 1."""
     checks: list[Check] = []
+    if args.reset_clock:
+        context.call("clock.reset", {})
+        checks.append(Check("clock", OK, "what this device remembered of time is forgotten"))
     for examine in (_python, _kernel, _fuse, _key_vaults, _home, _stores, _daemon, _mountpoint):
         checks += _guarded(examine, context)
     good = all(check.status != FAIL for check in checks)
@@ -183,14 +186,14 @@ def _daemon(context: Context) -> Iterator[Check]:
             yield Check("daemon", WARN, f"process {holder} holds the home and has no control socket")
         return
     yield Check("daemon", OK, f"process {info.get('pid')}, log {home.log_file}")
-    answer = client.ask_daemon(home, "doctor", {}) or {}
-    for item in answer.get("checks") or []:
-        yield Check(
-            str(item.get("name", "?")),
-            str(item.get("status", INFO)),
-            str(item.get("detail", "")),
-            str(item.get("remedy", "")),
-        )
+    status = client.ask_daemon(home, "status", {}) or {}
+    for share in status.get("shares") or []:
+        if share.get("reason"):
+            why = TABLE.get(share["reason"], TABLE["internal_error"])
+            yield Check(f"share {share.get('name')}", WARN, f"{share['reason']}: {why.sentence}", why.remedy)
+    left = status.get("left") or []
+    detail = f"{len(left)} shares have unpublished changes" if left else "everything is published"
+    yield Check("unsent", INFO if left else OK, detail)
 
 
 def _mountpoint(context: Context) -> Iterator[Check]:
@@ -198,7 +201,7 @@ def _mountpoint(context: Context) -> Iterator[Check]:
         point = config.load(context.home.config_path).mount.point
     except MeshkitError:
         point = config.default_mount_point()
-    mount = preflight.mounted_at(point)
+    mount = preflight.find(preflight.resolve(point))
     if mount is None:
         there = os.path.lexists(point)
         yield Check("mount point", INFO, f"{point}: {'not mounted' if there else 'does not exist yet'}")

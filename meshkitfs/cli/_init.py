@@ -98,6 +98,6 @@ def _absolute(path: str) -> str:
 
 def _login_name() -> str:
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(os.getuid()).pw_name.lower()
     except KeyError:
         raise MeshkitError("invalid_argument", "this user has no name; choose one with --identity") from None

@@ -35,6 +35,9 @@ def status(context: Context, _args: argparse.Namespace) -> int:
     )
     shares = data.get("shares") or []
     lines += ["", *table(SHARE_HEADINGS, share_rows(shares))] if shares else ["", "There are no shares."]
+    stuck = [item for item in data.get("left") or [] if item.get("reason")]
+    if stuck:
+        lines += ["", *left_lines(stuck)]
     errors = data.get("errors") or []
     if errors:
         lines += ["", "Recent refusals and faults ('meshkitfs explain PATH' says more):"]
@@ -70,7 +73,8 @@ def explain(context: Context, args: argparse.Namespace) -> int:
     if not code:
         lines.append("It may be opened.")
     elif code in TABLE:
-        lines += [f"{code}: {TABLE[code].sentence}", TABLE[code].remedy]
+        detail = f" ({printable(data['detail'])})" if data.get("detail") else ""
+        lines += [f"{code}: {TABLE[code].sentence}{detail}", TABLE[code].remedy]
     else:
         lines.append(printable(code))
     context.out.result(data, lines)

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).exception("command failed")
         failure = as_error(error)
         out.failure(failure)
+        out.note("  With MESHKITFS_DEBUG=1 it prints where it happened.")
         return exit_code_for(failure)
 
 

@@ -143,7 +143,7 @@ def umount(context: Context, args: argparse.Namespace) -> int:
                 return 0
             raise MeshkitError("not_mounted", place)
         if not preflight.clear_stale(place):
-            preflight.unmount(place, lazy=args.force)
+            _unmount(place, force=args.force)
         data = {}
     _wait_gone(place, args.force)
     if info is not None and not home.wait_released(_RELEASE_SECONDS):
@@ -159,19 +159,35 @@ def _configured_point(home: Home) -> Path:
 
 
 def _stop(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
-    """Ask the daemon to send what is unsent, unmount and end; return what it says is left."""
-    params = {"timeout": args.timeout, "force": args.force}
+    """Have the daemon publish what is unsent, unmount, and let it end; return what it says is left."""
+    answer: dict[str, Any] = {}
+    with ProgressLine(enabled=context.out.interactive) as progress:
+
+        def ask(method: str, params: dict[str, Any]) -> None:
+            try:
+                answer.update(client.ask_daemon(context.home, method, params, progress.update) or {})
+            except MeshkitError as error:
+                # It ends while we ask, as it does once nothing is mounted; what it said before stands.
+                if error.code not in ("daemon_unreachable", "operation_aborted"):
+                    raise
+
+        if not args.force and preflight.is_ours(place):
+            ask("sync", {"timeout": args.timeout})
+            # Not left to the daemon, which could only detach: a program that still has a file open here
+            # must be a reason to stop, with everything as it was.
+            _unmount(place, force=False)
+        ask("daemon.stop", {"timeout": args.timeout, "force": args.force})
+    preflight.clear_stale(place)
+    return answer
+
+
+def _unmount(place: str, *, force: bool) -> None:
     try:
-        with ProgressLine(enabled=context.out.interactive) as progress:
-            # The daemon may be silent in a long upload only between two signs of life.
-            answer = client.ask_daemon(context.home, "daemon.stop", params, progress.update)
+        preflight.unmount(place, lazy=force)
     except MeshkitError as error:
-        if error.code != "daemon_unreachable":
+        if error.code != "mountpoint_busy":
             raise
-        answer = None
-    if answer is None:  # it died on the way; what it left behind is taken away here
-        preflight.clear_stale(place)
-    return answer or {}
+        raise MeshkitError("mount_in_use", place) from None
 
 
 def _wait_gone(place: str, force: bool) -> None:

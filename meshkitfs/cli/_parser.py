@@ -16,7 +16,7 @@ from ._context import Context
 
 __all__ = ["UsageError", "build_parser"]
 
-RIGHTS: Final = ("list", "read", "write", "reshare")
+RIGHTS: Final = ("list", "read", "write")
 DEFAULT_TIMEOUT: Final = 300.0
 
 _EXIT_CODES: Final = """\
@@ -230,6 +230,17 @@ def _share_commands(add: _Adder) -> None:
     revoke.add_argument("share", metavar="SHARE")
     revoke.add_argument("recipient", metavar="RECIPIENT")
 
+    accept_rollback = share.command(
+        "accept-rollback",
+        _shares.accept_rollback,
+        "end the quarantine of a share whose metadata store was restored",
+        "A share is quarantined when its metadata store shows an older, or another, history than this\n"
+        "device has seen. If the store was restored from a backup on purpose, this takes what it shows\n"
+        "now as the truth. Otherwise somebody is hiding changes: compare with the other members first.",
+        "meshkitfs share accept-rollback photos",
+    )
+    accept_rollback.add_argument("share", metavar="SHARE")
+
     add.command("inbox", _shares.inbox, "list the invitations that others sent")
     accept = add.command("accept", _shares.accept, "accept an invitation", example="meshkitfs accept 4f0c")
     accept.add_argument("letter", metavar="ID", help="the id, or its beginning, from 'meshkitfs inbox'")
@@ -279,7 +290,16 @@ def _look_commands(add: _Adder) -> None:
         example="meshkitfs explain ~/MeshKit/photos/beach.jpg",
     )
     explain.add_argument("path", metavar="PATH", help="a path under the mount point, or SHARE/path")
-    add.command("doctor", _doctor.doctor, "check this machine, this home and its stores")
+    doctor = add.command(
+        "doctor",
+        _doctor.doctor,
+        "check this machine, this home and its stores",
+        "Check this machine, this home and its stores. Asks for no passphrase and changes nothing, unless\n"
+        "told to reset the clock: forget the latest time this device has seen, after its clock was wrong.",
+    )
+    doctor.add_argument(
+        "--reset-clock", action="store_true", help="the clock was wrong before; it is right now"
+    )
     add.command("version", _inspect.version, "print the version")
 
 

@@ -30,6 +30,7 @@ def identity_show(context: Context, args: argparse.Namespace) -> int:
             ("fingerprint", data.get("fingerprint")),
             ("published", _yes(data.get("published"))),
             *_key_vault(data.get("key_vault")),
+            *(("problem", problem) for problem in data.get("problems") or ()),
         ]
     )
     context.out.result(data, lines)

@@ -1,4 +1,4 @@
-"""Commands about shares: ``share create|list|show|add|revoke``, ``inbox``, ``accept``."""
+"""Commands about shares: ``share create|list|show|add|revoke|accept-rollback``, ``inbox``, ``accept``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any
 from ..errors import MeshkitError
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, duration, fields, printable, size, table
+from ._output import ago, clock, duration, fields, printable, table
 from ._targets import share_path
 
-__all__ = ["accept", "add", "create", "inbox", "list_shares", "revoke", "share_rows", "show"]
+__all__ = [
+    "accept",
+    "accept_rollback",
+    "add",
+    "create",
+    "inbox",
+    "list_shares",
+    "revoke",
+    "share_rows",
+    "show",
+]
 
 SHARE_HEADINGS = ("name", "owner", "rights", "expires", "version", "state")
 
@@ -24,7 +34,7 @@ def share_rows(shares: list[dict[str, Any]]) -> list[list[object]]:
             share.get("name"),
             "you" if share.get("mine") else share.get("owner"),
             _rights(share),
-            clock(share.get("expires")),
+            None if share.get("mine") else clock(share.get("expires") or None),
             share.get("version"),
             share.get("reason") or share.get("state"),
         ]
@@ -64,14 +74,14 @@ def show(context: Context, args: argparse.Namespace) -> int:
             ("id", data.get("id")),
             ("owner", "you" if data.get("mine") else data.get("owner")),
             ("rights", _rights(data)),
-            ("expires", ago(data.get("expires"))),
+            ("expires", None if data.get("mine") else ago(data.get("expires") or None)),
             ("version", data.get("version")),
             ("head", data.get("head")),
             ("epoch", data.get("epoch")),
-            ("files", data.get("files")),
-            ("size", size(data.get("bytes"))),
+            ("entries", data.get("entries")),
             ("state", data.get("state")),
             ("reason", data.get("reason")),
+            ("conflicts", ", ".join(data.get("conflicts") or ())),
         ]
     )
     recipients = data.get("recipients") or []
@@ -81,7 +91,7 @@ def show(context: Context, args: argparse.Namespace) -> int:
                 item.get("handle") or item.get("fingerprint"),
                 item.get("path") or "/",
                 _rights(item),
-                clock(item.get("expires")),
+                clock(item.get("expires") or None),
                 _conditions(item),
             ]
             for item in recipients
@@ -113,7 +123,7 @@ def add(context: Context, args: argparse.Namespace) -> int:
     lines = [f"{printable(args.recipient)} may {_rights(data) or 'read'} {printable(target)}, {what}."]
     lines += fields(
         [
-            ("expires", ago(data.get("expires")) or "never"),
+            ("expires", ago(data.get("expires") or None) or "never"),
             ("CID", data.get("cid")),
             ("conditions", _conditions(data)),
             ("capsule", data.get("capsule")),
@@ -141,6 +151,19 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
     return 0
 
 
+def accept_rollback(context: Context, args: argparse.Namespace) -> int:
+    """``share accept-rollback SHARE``"""
+    share = share_path(args.share, mount_points(context.home))
+    data = context.call("share.accept_rollback", {"share": share})
+    now = data["now"]
+    lines = [
+        f"{printable(now.get('name'))} is at version {now.get('version')} now; "
+        f"version {data['was_version']} was seen before."
+    ]
+    context.out.result(data, lines)
+    return 0
+
+
 def inbox(context: Context, _args: argparse.Namespace) -> int:
     """``inbox``"""
     data = context.call("inbox.list", {})
@@ -152,13 +175,15 @@ def inbox(context: Context, _args: argparse.Namespace) -> int:
             letter.get("name"),
             letter.get("kind"),
             _rights(letter),
-            clock(letter.get("expires")),
+            clock(letter.get("expires") or None),
             "yes" if letter.get("accepted") else "no",
         ]
         for letter in letters
     ]
     headings = ("id", "from", "name", "kind", "rights", "expires", "accepted")
     context.out.result(data, table(headings, rows) if letters else ["There are no invitations."])
+    if data.get("unreadable"):
+        context.out.note(f"{data['unreadable']} more cannot be read: damaged, or not for this identity.")
     if any(not letter.get("accepted") for letter in letters):
         context.out.note("Accept one with 'meshkitfs accept ID'.")
     return 0

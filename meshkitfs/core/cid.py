@@ -67,6 +67,6 @@ def parse_cid(text: str) -> bytes:
         raw = base64.b32decode(text[1:].upper().encode("ascii") + b"======")
     except ValueError:
         raise MeshkitError("invalid_cid", "a character that base32 does not have") from None
-    if raw[:4] != CID_PREFIX or cid_text(raw[4:]) != text:
+    if cid_text(raw[4:]) != text:
         raise MeshkitError("invalid_cid", "not in canonical form")
     return raw[4:]

@@ -67,7 +67,7 @@ def _split(blob: bytes, typ: str) -> tuple[bytes, bytes, bytes, bytes]:
     at = 1 + len(_head(2, size))
     protected = blob[at : at + size]
     kid = protected[len(_PROTECTED) : len(_PROTECTED) + KID_SIZE]
-    if len(kid) != KID_SIZE or blob[: at + size] != b"\x84" + _bstr(_protected(kid, typ)):
+    if blob[: at + size] != b"\x84" + _bstr(_protected(kid, typ)):
         raise MeshkitError("invalid_record", f"not a record of type {typ}")
     at += size
     # The rest is fixed by its length: empty unprotected header, payload, 64-byte signature.

@@ -1,4 +1,4 @@
-"""Shares, grants and the state of a home as plain JSON values, for the CLI and the files below ``.meshkit``."""
+"""Shares, grants and the state of a home as plain JSON values, for the CLI and the files in ``.meshkit``."""
 
 from __future__ import annotations
 

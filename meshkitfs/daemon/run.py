@@ -54,6 +54,7 @@ async def run_mount(
         )
         fs = MeshFilesystem(session.book, files, session.runtime, session.note)
         session.listeners.append(fs.on_event)
+        service.fault_of = lambda node: fs.faults.of(node.ino)
         await nursery.start(_on_signal, stop)
         serving = partial(
             fuse_mount.run, fs, mountpoint, fuse_mount.MountOptions(read_only=options.read_only), stop=stop

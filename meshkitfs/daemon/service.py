@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +48,8 @@ class Service:
         self.session = session
         # What a mount adds to `status`: its mount point and process id.
         self.mounted: dict[str, Any] = {}
+        # The last fault of a node, as the mount remembers it for user.meshkit.reason.
+        self.fault_of: Callable[[Node], MeshkitError | None] = lambda node: None
         self._methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "share.create": self._share_create,
             "share.list": self._share_list,
@@ -111,10 +113,8 @@ class Service:
         return data
 
     async def _described(self, share: Share) -> dict[str, Any]:
-        try:
+        with suppress(MeshkitError):  # the description says so itself
             await share.use("list", current=True)
-        except MeshkitError:
-            pass  # the description says so itself
         return describe.share(share)
 
     async def _share_add(
@@ -176,7 +176,7 @@ class Service:
         tree = share.tree
         assert tree is not None
         node: Node = tree.root
-        for part in path.split("/"):
+        for part in filter(None, path.split("/")):
             if not isinstance(node, DirNode):
                 raise MeshkitError("path_not_found", path)
             await tree.load(grant, node)
@@ -273,22 +273,25 @@ class Service:
             await trio.sleep(_PROGRESS_S)
 
     async def _explain(self, path: str) -> dict[str, Any]:
-        """Walk the gate for the share ``path`` is in, and say what each step found."""
+        """Walk the gate for the share ``path`` is in, say what each step found, then look at the path itself.
+
+        The failure is that of the first step that refuses; after the gate, what keeps the path from being
+        found or what went wrong with it last, and at the end what keeps the share from being published.
+        """
         session = self.session
         relative = self._relative(path).strip("/")
-        share = session.book.find(relative.partition("/")[0])
+        share_name, _, inside = relative.partition("/")
+        share = session.book.find(share_name)
         trace = Trace()
-        failure: MeshkitError | None = None
         try:
             await session.gate.open(share.row, "read", trace)
+            # A share that was refused takes its grant back up here, as the next open would.
+            node = await self._walk(share, inside)
+            failure = self.fault_of(node) or share.stuck
         except MeshkitError as error:
             failure = error
         data: dict[str, Any] = {"path": relative, "share": share.name, "steps": trace.as_list(), "code": ""}
-        if failure is not None:
-            return data | failure.as_dict()
-        if share.stuck is not None:
-            return data | share.stuck.as_dict()
-        return data
+        return data if failure is None else data | failure.as_dict()
 
     async def _clock_reset(self) -> dict[str, Any]:
         self.session.clock.reset()
@@ -328,13 +331,12 @@ async def initialize(
     spec = parse_provider(provider)
     vault = keyvault.choose(key_vault, home.root, passphrase)
     open_provider(spec, create=True).close()
-    if not os.path.exists(metadata):
+    if not await trio.Path(metadata).exists():
         EmbeddedMetadata.create(metadata).close()
     directory = EmbeddedMetadata(metadata)
     try:
-        if publish_it:
-            if await directory.identity(handle):
-                raise MeshkitError("identity_handle_taken", handle)
+        if publish_it and await directory.identity(handle):
+            raise MeshkitError("identity_handle_taken", handle)
         secret = secrets.token_bytes(keyvault.KEY_BYTES)
         await trio.to_thread.run_sync(vault.create, secret)
         try:
@@ -346,7 +348,7 @@ async def initialize(
                 key_vault=configuration.KeyVaultConfig(type=vault.kind),
                 identity=handle,
             )
-            if os.path.lexists(home.config_path):
+            if await trio.to_thread.run_sync(os.path.lexists, home.config_path):
                 chosen = replace(
                     configuration.load(home.config_path), key_vault=chosen.key_vault, identity=handle
                 )

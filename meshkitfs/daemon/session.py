@@ -23,7 +23,7 @@ from meshkitfs.gate import Gate
 from meshkitfs.identity import ContactBook, Identity, load_identity
 from meshkitfs.metadata import EmbeddedMetadata, Metadata
 from meshkitfs.providers import ByteStore, open_provider, parse_provider
-from meshkitfs.shares import AccessChanged, BlockReader, Budget, Event, Services, ShareBook
+from meshkitfs.shares import AccessChanged, BlockReader, Budget, Event, PublishFailed, Services, ShareBook
 from meshkitfs.state import Clock, Spool, State
 
 __all__ = ["Incident", "Session"]
@@ -134,6 +134,8 @@ class Session:
             share.hurry()
 
     def _on_event(self, event: Event) -> None:
+        if isinstance(event, PublishFailed):
+            self.note(event.share, event.error)
         if isinstance(event, AccessChanged) and event.code:
             share = self.book.shares.get(event.share.encode(errors="surrogateescape"))
             detail = share.refusal.detail if share is not None and share.refusal is not None else ""
@@ -146,17 +148,21 @@ class Session:
         last = self.incidents[-1] if self.incidents else None
         if last is None or (last.path, last.code, last.detail) != (path, error.code, error.detail):
             self.incidents.append(Incident(int(time.time()), path, error.code, error.detail))
+            # Without the path: names are secrets, and the log is a plain file.
+            _log.warning("fault", extra={"fields": {"code": error.code, "errno": error.errno}})
 
     async def _watch(self) -> None:
         """Notice what others did, renew leases and rosters, and let expired grants end."""
         while True:
             await trio.sleep(WATCH_S)
-            for share in list(self.book.shares.values()):
-                await share.refresh()
             try:
+                for share in list(self.book.shares.values()):
+                    await share.refresh()
                 await self.book.renew_rosters()
             except MeshkitError as error:
                 _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
+            except Exception:
+                _log.exception("the watcher failed in a way nobody foresaw")
 
     async def _resume(self) -> None:
         """Go on with what an earlier run could not publish."""
@@ -181,7 +187,7 @@ class Session:
                         _log.exception("left unsent: share %r", share)
 
     def runtime(self) -> dict[str, Any]:
-        """Return what this runtime really gives: how the keys are kept and what memory protection there is."""
+        """Return what this runtime really gives: how keys are kept and what memory protection there is."""
         report = self.vault.report()
         return {
             "key_vault": report.kind,

@@ -185,7 +185,7 @@ class Gate:
             with trio.fail_after(METADATA_DEADLINE_S):
                 return await self._metadata.share_state(row.share, key.kid)
         except trio.TooSlowError:
-            raise MeshkitError("freshness_unproven", "the metadata store did not answer in time") from None
+            raise MeshkitError("freshness_unproven", "no answer from the metadata store in time") from None
         except MeshkitError as error:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
@@ -273,7 +273,9 @@ class Gate:
                 with trio.fail_after(METADATA_DEADLINE_S):
                     between = await self._metadata.heads(row.share, mark.head_version, head.ver - 1)
             except trio.TooSlowError:
-                raise MeshkitError("freshness_unproven", "the metadata store did not answer in time") from None
+                raise MeshkitError(
+                    "freshness_unproven", "no answer from the metadata store in time"
+                ) from None
             except MeshkitError as error:
                 raise MeshkitError("freshness_unproven", error.detail or error.code) from error
         expected: object = head.prev
@@ -334,8 +336,8 @@ def _roster(found: ShareState, row: ShareRow, mark: Mark) -> tuple[Roster, bytes
         # The way out stands here because the general remedy cannot know that the store went back.
         raise MeshkitError(
             "freshness_unproven",
-            f"roster {roster.seq} offered, {mark.roster_seq} was seen; if the store was restored from a backup "
-            "on purpose: 'meshkitfs share accept-rollback SHARE'",
+            f"roster {roster.seq} offered, {mark.roster_seq} was seen; if the store was restored from a "
+            "backup on purpose: 'meshkitfs share accept-rollback SHARE'",
         )
     if roster.seq == mark.roster_seq and seen != mark.roster_hash:
         raise MeshkitError("freshness_unproven", f"two different rosters {roster.seq}")

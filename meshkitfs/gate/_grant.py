@@ -60,7 +60,8 @@ class Grant:
     """
 
     __slots__ = (
-        "_error", "_key", "_older", "capsule", "capsule_hash", "deadline", "expires", "fresh_until", "head", "rights", "roster",
+        "_error", "_key", "_older", "capsule", "capsule_hash", "deadline", "expires", "fresh_until", "head",
+        "rights", "roster",
     )  # fmt: skip
 
     def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:

@@ -6,7 +6,7 @@ threads, the spool) to `_commit` (a complete new tree on this device) and `Share
 """
 
 from meshkitfs.shares._book import Invitation, ShareBook, Terms, check_share_name
-from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged
+from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget
@@ -15,6 +15,6 @@ from meshkitfs.shares._tree import Tree, check_name, posix
 
 __all__ = [
     "AccessChanged", "BlockReader", "Budget", "DirNode", "Event", "FileNode", "Invitation", "NameChanged", "Node",
-    "NodeChanged", "Services", "Share", "ShareBook", "SymlinkNode", "Terms", "Tree", "check_name",
+    "NodeChanged", "PublishFailed", "Services", "Share", "ShareBook", "SymlinkNode", "Terms", "Tree", "check_name",
     "check_share_name", "posix",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ happens entirely or not at all, on top of the roster it was made from.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Head, Letter, Roster, make_capsule, open_letter, seal_letter
 from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Trace
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
@@ -25,6 +27,8 @@ from meshkitfs.shares._share import Services, Share
 from meshkitfs.state import Mark, Member, ShareRow
 
 __all__ = ["Invitation", "ShareBook", "Terms", "check_share_name"]
+
+_log = logging.getLogger(__name__)
 
 # How long a roster vouches without being renewed, and when its owner's daemon renews it. This bounds how
 # long a dishonest metadata service can hide a revocation from somebody who has seen nothing newer.
@@ -124,7 +128,7 @@ class ShareBook:
                 roster_seq=1,
                 roster_epoch=1,
                 capsules=((member.encryption_kid, member.capsule_id, member.blob),),
-            )  # fmt: skip
+            )
         )
         row = ShareRow(
             share_id, share_id, oid, name, DIR, "live", me.signing.public, me.handle, True, mode, moment, now
@@ -170,8 +174,9 @@ class ShareBook:
         }  # fmt: skip
         blob = make_capsule(me.signing, header, key, to)
         return Member(
-            share_id, handle, capsule_id, record_hash(blob), kid_of(to), to, signing, tuple(sorted(terms.rights)),
-            now - BACKDATE_S, expires, grant, target, terms.policy, terms.vault, terms.capability, blob, 0,
+            share_id, handle, capsule_id, record_hash(blob), kid_of(to), to, signing,
+            tuple(sorted(terms.rights)), now - BACKDATE_S, expires, grant, target, terms.policy, terms.vault,
+            terms.capability, blob, 0,
         )  # fmt: skip
 
     async def add(self, share: Share, recipient: str, terms: Terms) -> tuple[Member, Contact]:
@@ -320,7 +325,7 @@ class ShareBook:
                 roster_seq=roster.seq,
                 roster_epoch=roster.epoch,
                 capsules=tuple((m.encryption_kid, m.capsule_id, m.blob) for m in capsules),
-            )  # fmt: skip
+            )
         )
 
     async def _post(
@@ -363,12 +368,13 @@ class ShareBook:
             raise MeshkitError("letter_not_found", detail)
         letter = matches[0].letter
         offer, sender = letter.offer, letter.sender
-        assert offer is not None and sender is not None  # open_letter sets both
+        assert offer is not None  # open_letter sets both
+        assert sender is not None
         await self._contacts().meet(letter.owner_record, self._now)
         ref = offer.id if offer.grant == "snapshot" else offer.share
         row = ShareRow(
-            ref, offer.share, offer.oid, self._free_name(name, letter, sender.handle), offer.kind, offer.grant,
-            sender.sig, sender.handle, sender.sig == me.signing.public, letter.mode,
+            ref, offer.share, offer.oid, self._free_name(name, letter, sender.handle), offer.kind,
+            offer.grant, sender.sig, sender.handle, sender.sig == me.signing.public, letter.mode,
             letter.mtime * 1_000_000_000, self._now,
         )  # fmt: skip
         held = next((share for share in self.shares.values() if share.row.ref == ref), None)
@@ -395,11 +401,26 @@ class ShareBook:
         raise MeshkitError("share_exists", os.fsdecode(letter.name))
 
     async def accept_rollback(self, share: Share) -> Mark:
-        """Take what the metadata store shows now as the truth, and lift the quarantine. Returns the old marks."""
-        state = self._services.state
-        old = state.mark(share.row.share)
-        await trio.to_thread.run_sync(state.forget_mark, share.row.share)
-        share.forget_tree()
+        """Take what the metadata store shows now as the truth and lift the quarantine; return the old marks.
+
+        What was changed here and is not published yet is merged into it. Raises ``invalid_argument`` if the
+        store shows nothing older or different: there is nothing to accept then, and forgetting what was seen
+        would only weaken the next check. Raises what else keeps the share closed.
+        """
+        services, row, trace = self._services, share.row, Trace()
+        try:
+            await services.gate.open(row, "list", trace)
+        except MeshkitError:
+            if not any(step.code for step in trace.steps if step.name in ("roster", "head")):
+                raise
+        else:
+            raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
+        old = services.state.mark(row.share)
+        await trio.to_thread.run_sync(services.state.forget_mark, row.share)
+        _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
+        if not share.dirty:
+            share.forget_tree()
+        await share.use("list", current=True)
         return old
 
 
@@ -411,6 +432,6 @@ def _roster(
         member.signing_public for member in members if member.grant == "live" and "write" in member.rights
     )
     return Roster(
-        share_id, oid, seq, epoch, tuple(member.capsule_hash for member in members), tuple(writers), minver, now,
-        now + ROSTER_LIFETIME_S, timestamp_keys,
+        share_id, oid, seq, epoch, tuple(member.capsule_hash for member in members), tuple(writers), minver,
+        now, now + ROSTER_LIFETIME_S, timestamp_keys,
     )  # fmt: skip

@@ -308,7 +308,7 @@ async def _write_file(item: _File, sink: _Sink, epoch: int) -> Entry:
                 lineage=item.lineage,
             )
         else:
-            await _write_index(table, node.oid, sink)
+            await _write_index(table, item.lineage or node.oid, sink)
             manifest = FileManifest(
                 node.oid, epoch, ver, item.size, item.block_size, None,
                 index=bytes(table.index), lineage=item.lineage,

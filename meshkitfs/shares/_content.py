@@ -11,15 +11,17 @@ middle. Offsets and sizes are bytes of plaintext.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import errno
+import os
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from meshkitfs.core.blocks import BLOCK_SIZES, HOLE, INLINE_MAX, REF_SIZE, REFS_PER_INDEX, Where
-from meshkitfs.core.manifest import FileManifest, parse_index
+from meshkitfs.core.blocks import BLOCK_SIZES, HOLE, INLINE_MAX, REFS_PER_INDEX, Where
+from meshkitfs.core.manifest import INDEX_MAX, FileManifest, parse_index
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
+from meshkitfs.shares._refs import RefTable, stored_refs
 
 if TYPE_CHECKING:
     from meshkitfs.shares._reader import BlockReader
@@ -32,108 +34,9 @@ LARGE_BLOCK = BLOCK_SIZES[1]
 # Up to here a file's use is not known yet: it is one buffer, and its block size is chosen when it grows
 # past this or is committed.
 UNDECIDED_MAX = LARGE_BLOCK
+# A manifest has room for so many blocks; what would need more is EFBIG.
+MAX_BLOCKS: Final = REFS_PER_INDEX * INDEX_MAX
 _ZEROS = bytes(LARGE_BLOCK)
-
-
-class RefTable:
-    """The block references of a file, in segments that are loaded when first needed.
-
-    A file of up to `REFS_PER_INDEX` blocks has one segment, which stands in the manifest. Larger files
-    have one index block per segment.
-    """
-
-    __slots__ = ("_changed", "count", "index", "segments")
-
-    def __init__(self, count: int = 0, refs: bytes = b"", index: bytes = b"") -> None:
-        self.count = count
-        self.segments: dict[int, bytearray] = {}
-        # References of the index blocks, one per segment; HOLE where the segment was never sealed.
-        self.index = bytearray(index)
-        self._changed: set[int] = set()
-        if not index:
-            self.segments[0] = bytearray(refs)
-
-    def peek(self, i: int) -> bytes | None:
-        """Return reference ``i`` (`HOLE` past the end), or None if its segment is not loaded."""
-        if i >= self.count:
-            return HOLE
-        segment = self.segments.get(i // REFS_PER_INDEX)
-        if segment is None:
-            return None
-        at = (i % REFS_PER_INDEX) * REF_SIZE
-        return bytes(segment[at : at + REF_SIZE]) or HOLE
-
-    def set(self, i: int, ref: bytes) -> None:
-        """Store reference ``i``; its segment must be loaded or new."""
-        number, place = divmod(i, REFS_PER_INDEX)
-        segment = self.segments.setdefault(number, bytearray())
-        at = place * REF_SIZE
-        if len(segment) < at:
-            segment.extend(bytes(at - len(segment)))
-        segment[at : at + REF_SIZE] = ref
-        self.count = max(self.count, i + 1)
-        self._changed.add(number)
-
-    def resize(self, count: int) -> None:
-        """Cut or extend (with holes) to ``count`` references; the last segment must be loaded."""
-        if count < self.count:
-            last, place = divmod(count, REFS_PER_INDEX)
-            for number in [n for n in self.segments if n > last]:
-                del self.segments[number]
-            self._changed = {n for n in self._changed if n <= last}
-            segment = self.segments.get(last)
-            if segment is not None and len(segment) > place * REF_SIZE:
-                del segment[place * REF_SIZE :]
-                self._changed.add(last)
-            keep = -(-count // REFS_PER_INDEX) if count > REFS_PER_INDEX else 0
-            del self.index[keep * REF_SIZE :]
-        self.count = count
-
-    def segment_needed(self, i: int) -> int | None:
-        """Return the segment to load before reference ``i`` can be used, or None."""
-        number = i // REFS_PER_INDEX
-        # Also for a place past the end: appending to an unloaded segment must not start it afresh.
-        return number if number not in self.segments and number * REF_SIZE < len(self.index) else None
-
-    def index_ref(self, number: int) -> bytes:
-        return bytes(self.index[number * REF_SIZE : (number + 1) * REF_SIZE])
-
-    def load(self, number: int, refs: bytes) -> None:
-        self.segments.setdefault(number, bytearray(refs))
-
-    def copy(self, blocks: Iterable[int] = ()) -> RefTable:
-        """Return a table that later changes of this one do not touch.
-
-        Unchanged segments stay unloaded in it, except those of ``blocks``, which are about to be set.
-        """
-        wanted = self._changed | {i // REFS_PER_INDEX for i in blocks}
-        other = RefTable(self.count, index=bytes(self.index) or HOLE)
-        other.index = bytearray(self.index)
-        other.segments = {n: bytearray(s) for n, s in self.segments.items() if n in wanted or not self.index}
-        other._changed = set(self._changed)
-        return other
-
-    def changed_segments(self) -> list[int]:
-        """Return the segments whose index block has to be sealed anew."""
-        segments = range(-(-self.count // REFS_PER_INDEX))
-        return [
-            n
-            for n in segments
-            if n in self._changed or not any(self.index[n * REF_SIZE : (n + 1) * REF_SIZE])
-        ]
-
-    def segment_bytes(self, number: int) -> bytes:
-        """Return the packed references of a loaded segment, filled up with holes to its full count."""
-        size = min(REFS_PER_INDEX, self.count - number * REFS_PER_INDEX) * REF_SIZE
-        segment = bytes(self.segments.get(number, b""))
-        return segment + bytes(size - len(segment))
-
-    def adopt_index(self, sealed: RefTable) -> None:
-        """Take over the index references a commit has sealed, where nothing changed meanwhile."""
-        if len(self.index) < len(sealed.index):
-            self.index.extend(bytes(len(sealed.index) - len(self.index)))
-        self.index[: len(sealed.index)] = sealed.index
-        self._changed.clear()
 
 
 class FileContent:
@@ -145,8 +48,14 @@ class FileContent:
     )  # fmt: skip
 
     def __init__(
-        self, oid: bytes, reader: BlockReader, sealer: Sealer, manifest: FileManifest | None = None
+        self,
+        oid: bytes,
+        reader: BlockReader,
+        sealer: Sealer,
+        manifest: FileManifest | None = None,
+        used: int | None = None,
     ) -> None:
+        """Start empty, or as what ``manifest`` says; ``used`` is how many bytes of it are no holes."""
         self.oid = oid
         self.reader = reader
         self.sealer = sealer
@@ -173,7 +82,9 @@ class FileContent:
             else:
                 self.block_size = manifest.block_size
                 count = -(-manifest.size // manifest.block_size)
-                self.table = RefTable(count, manifest.refs, manifest.index)
+                self.holey = used is not None and used != manifest.size
+                stored = -(-used // self.block_size) if self.holey and used is not None else count
+                self.table = RefTable(count, manifest.refs, manifest.index, stored)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -208,31 +119,41 @@ class FileContent:
 
     async def read(self, grant: Grant, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Return up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
-        end = min(offset + size, self.size)
-        if offset >= end:
-            return b""
-        found = self.read_now(grant, offset, end - offset)
-        if found is not None:
-            return found
-        step = self.block_size
-        if (end - 1) // step == offset // step:
+        while True:
+            end = min(offset + size, self.size)
+            if offset >= end:
+                return b""
+            found = self.read_now(grant, offset, end - offset)
+            if found is not None:
+                return found
+            step = self.block_size
+            if (end - 1) // step != offset // step:
+                break
+            # Then look again: while this waits, a writer may have made the block something else.
             await self._bring(grant, offset // step)
-            again = self.read_now(grant, offset, end - offset)
-            return again if again is not None else await self.read(grant, offset, size)
         out = bytearray()
         while offset < end:
             stop = min(end, (offset // step + 1) * step)
-            out += await self.read(grant, offset, stop - offset)
+            piece = await self.read(grant, offset, stop - offset)
+            out += piece
+            if len(piece) < stop - offset:
+                break  # cut off meanwhile: what follows would stand in the wrong place
             offset = stop
         return out
 
     async def _bring(self, grant: Grant, i: int) -> memoryview | None:
-        """Load block ``i`` into the plaintext cache; None where there is a hole."""
+        """Load block ``i`` into the plaintext cache; None where there is a hole, or was when it was looked up."""
+        table, step = self.table, self.block_size
         ref = await self.ref(grant, i)
         if ref == HOLE:
             return None
-        plain = await self.reader.block(grant, ref, Where.block(self.oid, i))
-        if len(plain) > self.block_size:
+        try:
+            plain = await self.reader.block(grant, ref, Where.block(self.oid, i))
+        except MeshkitError:
+            if self.table is table and table.peek(i) == ref and i not in self.dirty and i not in self.sealing:
+                raise
+            return None  # rewritten meanwhile, and the old block is gone for good reason
+        if len(plain) > step:
             raise MeshkitError("invalid_envelope", "a block is larger than its file's block size")
         return plain
 
@@ -247,26 +168,28 @@ class FileContent:
 
     async def ref(self, grant: Grant, i: int) -> bytes:
         """Return reference ``i``, loading its index block if need be."""
-        number = self.table.segment_needed(i)
-        if number is not None:
+        while (number := self.table.segment_needed(i)) is not None:
             await self._load_segment(grant, number)
         return self.table.peek(i) or HOLE
 
     async def _load_segment(self, grant: Grant, number: int) -> None:
-        ref = self.table.index_ref(number)
+        """Load one segment, unless the file was changed under it meanwhile (then look again)."""
+        table, ref = self.table, self.table.index_ref(number)
         if ref == HOLE:
-            self.table.load(number, b"")
+            table.load(number, b"")
             return
         plain = await self.reader.open(grant, ref, Where.index(self.oid, number))
-        count = min(REFS_PER_INDEX, self.table.count - number * REFS_PER_INDEX)
-        self.table.load(number, parse_index(plain, count))
+        # A truncate may have taken it away, or a new table stand here: old references must not come back.
+        if self.table is table and table.index_ref(number) == ref:
+            count = min(REFS_PER_INDEX, table.count - number * REFS_PER_INDEX)
+            table.load(number, parse_index(plain, count))
 
     # -- writing -----------------------------------------------------------------------------------
 
     async def write(self, grant: Grant, offset: int, data: bytes) -> None:
-        """Put ``data`` at ``offset``; a gap before it reads as zeros."""
+        """Put ``data`` at ``offset``; a gap before it reads as zeros. Raises EFBIG."""
         end = offset + len(data)
-        self.revision += 1
+        self._check_size(end)
         self.random = self.random or offset < self.size
         self.holey = self.holey or offset > self.size
         if not self.block_size:
@@ -276,8 +199,9 @@ class FileContent:
                 _splice(buffer, offset, data)
                 self.sealer.hold(len(buffer) - before)
                 self.size = max(self.size, end)
+                self.revision += 1
                 return
-            self.decide(SMALL_BLOCK if self.random else LARGE_BLOCK)
+            self.decide(_fitting(end, SMALL_BLOCK if self.random else LARGE_BLOCK))
         step = self.block_size
         view = memoryview(data)
         at = offset
@@ -294,6 +218,9 @@ class FileContent:
             self.sealer.hold(len(buffer) - before)
             at += high - low
             self.size = max(self.size, at)
+            # Counted here and not before the waiting: a commit that froze the file while this waited has
+            # not seen what was written just now.
+            self.revision += 1
             if high == step:
                 # The writer has left this block behind: seal it while it writes the next one.
                 self.seal(i)
@@ -313,17 +240,14 @@ class FileContent:
             buffer = bytearray(job.plain)
         else:
             kept = max(0, min(self.block_size, self.size - i * self.block_size))
-            number = self.table.segment_needed(i)
-            if number is not None:
-                await self._load_segment(grant, number)
-            if kept == 0 or (low == 0 and high >= kept):
+            # Also for a block that is overwritten whole: its new reference needs its segment.
+            ref = await self.ref(grant, i)
+            if ref == HOLE or kept == 0 or (low == 0 and high >= kept):
                 buffer = bytearray()
             else:
                 plain = await self._bring(grant, i)
-                buffer = bytearray() if plain is None else bytearray(plain[:kept])
-        # While this waited, a truncate or another writer may have made the block's buffer.
-        if i in self.dirty:
-            return self.dirty[i]
+                assert plain is not None  # `lock` keeps other writers out, so the reference stands
+                buffer = bytearray(plain[:kept])
         self.sealer.hold(len(buffer))
         self.dirty[i] = buffer
         return buffer
@@ -343,6 +267,7 @@ class FileContent:
         buffer = self.dirty.pop(i)
         logical = min(self.block_size, self.size - i * self.block_size)
         if len(buffer) > logical:
+            self.sealer.hold(logical - len(buffer))
             del buffer[logical:]
         job = self.sealer.submit(self, i, buffer)
         self.sealing[i] = job
@@ -368,10 +293,11 @@ class FileContent:
             self.sealer.hold(len(job.plain))
 
     async def truncate(self, grant: Grant, size: int) -> None:
-        """Set the size; bytes past the old end read as zeros."""
-        self.revision += 1
+        """Set the size; bytes past the old end read as zeros. Raises EFBIG."""
+        self._check_size(size)
         if size == 0:
             self._drop_all()
+            self.revision += 1
             return
         self.holey = self.holey or size > self.size
         if not self.block_size:
@@ -381,35 +307,48 @@ class FileContent:
                 del buffer[size:]
                 self.sealer.hold(len(buffer) - before)
                 self.size = size
+                self.revision += 1
                 return
-            self.decide(SMALL_BLOCK)
+            self.decide(_fitting(size, SMALL_BLOCK))
         step = self.block_size
         count = -(-size // step)
         if size < self.size:
+            await self._ready_to_cut(grant, count)
             last, cut = divmod(size, step)
-            if cut:
-                # What was cut off must not come back when the file grows again.
+            # What was cut off must not come back when the file grows again. A hole has nothing to cut.
+            if cut and (last in self.dirty or last in self.sealing or await self.ref(grant, last) != HOLE):
                 buffer = self.dirty[last] if last in self.dirty else await self._writable(grant, last, 0, 0)
                 before = len(buffer)
                 del buffer[cut:]
                 self.sealer.hold(len(buffer) - before)
-            elif count:
-                number = self.table.segment_needed(count - 1)
-                if number is not None:
-                    await self._load_segment(grant, number)
             for i in [i for i in self.dirty if i >= count]:
                 self.sealer.hold(-len(self.dirty.pop(i)))
             for i in [i for i in self.sealing if i >= count]:
                 del self.sealing[i]
-        elif self.table.count and self.table.segment_needed(self.table.count - 1) is not None:
-            await self._load_segment(grant, (self.table.count - 1) // REFS_PER_INDEX)
         self.size = size
-        self.table.resize(count)
+        for ref in self.table.resize(count):
+            self.sealer.replaced(ref)
+        self.revision += 1
+
+    async def _ready_to_cut(self, grant: Grant, count: int) -> None:
+        """Load what cutting to ``count`` blocks has to look at: the last segment, and all that has holes."""
+        if self.holey:
+            for i in range(count - 1, self.table.count, REFS_PER_INDEX):
+                await self.ref(grant, i)
+            await self.ref(grant, max(count, self.table.count) - 1)
+        await self.ref(grant, count - 1)
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_BLOCKS * (self.block_size or BLOCK_SIZES[-1]):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
     def _drop_all(self) -> None:
         self.sealer.hold(-sum(map(len, self.dirty.values())))
         self.dirty.clear()
         self.sealing.clear()
+        for segment in self.table.segments.values():
+            for ref in stored_refs(segment):
+                self.sealer.replaced(ref)
         self.inline = b""
         self.table = RefTable()
         self.block_size = 0
@@ -423,11 +362,16 @@ class FileContent:
 
     def discard(self) -> None:
         """Forget everything: the file is gone. Blocks that no commit has named yet are removed."""
-        if not self.table.index:
-            refs = self.table.segments.get(0, b"")
-            for at in range(0, len(refs), REF_SIZE):
-                self.sealer.replaced(bytes(refs[at : at + REF_SIZE]))
         self._drop_all()
+
+    def spill(self) -> None:
+        """Hand every changed block to the sealing workers: memory is short and no commit may do it."""
+        if not self.block_size:
+            if not self.size:
+                return
+            self.decide(SMALL_BLOCK)
+        for i in list(self.dirty):
+            self.seal(i)
 
     @property
     def changed(self) -> bool:
@@ -435,12 +379,10 @@ class FileContent:
 
     def stored_bytes(self) -> int:
         """Return about how many bytes are really kept, holes not counted (for st_blocks)."""
-        if not self.holey or not self.block_size or self.table.index:
+        if not self.holey or not self.block_size:
             return self.size
-        refs = self.table.segments.get(0, b"")
-        stored = {at // REF_SIZE for at in range(0, len(refs), REF_SIZE) if refs[at : at + REF_SIZE] != HOLE}
-        stored.update(self.dirty, self.sealing)
-        return min(self.size, len(stored) * self.block_size)
+        fresh = sum(1 for blocks in (self.dirty, self.sealing) for i in blocks if self.table.peek(i) == HOLE)
+        return min(self.size, (self.table.stored + fresh) * self.block_size)
 
     @property
     def inlinable(self) -> bool:
@@ -450,6 +392,11 @@ class FileContent:
         """Return the whole content of a small file, zero-filled to its size."""
         plain = bytes(self.dirty.get(0, self.inline))
         return plain + bytes(self.size - len(plain))
+
+
+def _fitting(size: int, block_size: int) -> int:
+    """Return the smallest block size from ``block_size`` up in which a file of ``size`` bytes is possible."""
+    return next(step for step in BLOCK_SIZES if step >= block_size and size <= step * MAX_BLOCKS)
 
 
 def _slice(plain: bytes | bytearray | memoryview, low: int, high: int) -> bytes | memoryview:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["AccessChanged", "Event", "NameChanged", "NodeChanged"]
+from meshkitfs.errors import MeshkitError
+
+__all__ = ["AccessChanged", "Event", "NameChanged", "NodeChanged", "PublishFailed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +34,12 @@ class AccessChanged:
     code: str
 
 
-Event = NodeChanged | NameChanged | AccessChanged
+@dataclass(frozen=True, slots=True)
+class PublishFailed:
+    """What was changed in a share could not be published; it is kept here and tried again."""
+
+    share: str
+    error: MeshkitError
+
+
+Event = NodeChanged | NameChanged | AccessChanged | PublishFailed

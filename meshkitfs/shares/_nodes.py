@@ -114,7 +114,7 @@ class SymlinkNode(Node):
 class FileNode(Node):
     """A file. ``content`` is there while it is open or changed; a clean file needs only its entry."""
 
-    __slots__ = ("_size", "_used", "content", "kernel_current", "pins")
+    __slots__ = ("_size", "_used", "content", "kernel_current", "past_sizes", "pins")
     kind = FILE
 
     def __init__(self, oid: bytes, ino: int) -> None:
@@ -125,10 +125,14 @@ class FileNode(Node):
         # Whether pages the kernel has cached of this file are still its content: local writes go through
         # the page cache and keep it so, a change from elsewhere does not.
         self.kernel_current = True
-        # A commit or prefetch in progress that needs ``content`` to stay.
+        # Sizes the file had here before others changed it: the kernel may still believe them.
+        self.past_sizes: set[int] = set()
+        # Something in progress that needs ``content`` to stay.
         self.pins = 0
 
     def adopt(self, entry: Entry) -> None:
+        if self.entry is not None and self.entry.size != entry.size:
+            self.past_sizes.add(self.entry.size)
         super().adopt(entry)
         self._size = entry.size
         self._used = (entry.extra or {}).get("used", entry.size)
@@ -185,6 +189,16 @@ class DirNode(Node):
         self._firsts: list[bytes] = [b""]
         self._next_page = 1
         self.subdirs = 0
+
+    def adopt(self, entry: Entry) -> None:
+        super().adopt(entry)
+        if self.children is None:
+            self.subdirs = self.nlink - 2 if self.nlink > 2 else 0
+
+    def extra(self) -> dict[str, Any]:
+        # A directory that is not loaded must tell its number of links too: some programs do not look
+        # for subdirectories where it is 2.
+        return super().extra() | ({"nlink": 2 + self.subdirs} if self.subdirs else {})
 
     def start_empty(self) -> None:
         self.children = {}

@@ -6,6 +6,7 @@ a thread hop costs about as much as sealing 64 KiB. The event loop only moves re
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "SealJob", "Sealer"]
 
+_log = logging.getLogger(__name__)
+
 WORKERS = 2
 BATCH = 4
 # Plaintext that may wait in memory, all shares together. Past it, writers wait (back-pressure).
@@ -33,6 +36,8 @@ class Budget:
     def __init__(self, limit: int = MEMORY_LIMIT) -> None:
         self._limit = limit
         self._held = 0
+        # How much of it is with the sealing workers, and so will be let go of without a commit.
+        self.sealing = 0
         self._relief = trio.Event()
         # Set by the owner: asks for commits when memory is full of blocks that nobody seals otherwise.
         self.on_pressure: Callable[[], None] = lambda: None
@@ -40,9 +45,8 @@ class Budget:
     def hold(self, delta: int) -> None:
         """Count ``delta`` more bytes (fewer, if negative)."""
         self._held += delta
-        if delta < 0 and self._held < self._limit:
-            self._relief.set()
-            self._relief = trio.Event()
+        if delta < 0 and not self.full:
+            self.look_again()
 
     @property
     def held(self) -> int:
@@ -52,9 +56,19 @@ class Budget:
     def full(self) -> bool:
         return self._held > self._limit
 
-    async def room(self) -> None:
-        """Wait until there is room for more plaintext."""
-        while self.full:
+    @property
+    def stuck(self) -> bool:
+        """Whether waiting for the sealing workers alone would not make much room."""
+        return self._held - self.sealing > self._limit // 2
+
+    def look_again(self) -> None:
+        """Have those who wait in `room` look again: there is some, or sealing has failed."""
+        self._relief.set()
+        self._relief = trio.Event()
+
+    async def room(self, failed: Callable[[], bool] = lambda: False) -> None:
+        """Wait until there is room for more plaintext, or ``failed()`` says that there will be none."""
+        while self.full and not failed():
             self.on_pressure()
             await self._relief.wait()
 
@@ -96,6 +110,8 @@ class Sealer:
         self._fresh: dict[bytes, int] = {}
         self._garbage: list[bytes] = []
         self._queue: deque[SealJob] = deque()
+        # Submitted and not finished.
+        self._live: set[SealJob] = set()
         self._running = 0
         # Why the last job failed; writers are told until a commit succeeds.
         self.error: MeshkitError | None = None
@@ -104,6 +120,8 @@ class Sealer:
         """Queue a block; its reference arrives through ``content.sealed``."""
         job = SealJob(content, index, plain)
         self._queue.append(job)
+        self._live.add(job)
+        self.budget.sealing += len(plain)
         if self._running < WORKERS:
             self._running += 1
             self._nursery.start_soon(self._work)
@@ -118,9 +136,16 @@ class Sealer:
                     self._finish(job)
                 if self._garbage:
                     garbage, self._garbage = self._garbage, []
-                    await trio.to_thread.run_sync(self._spool.discard, garbage)
+                    await trio.to_thread.run_sync(self._discard, garbage)
         finally:
             self._running -= 1
+
+    def _discard(self, garbage: list[bytes]) -> None:
+        try:
+            self._spool.discard(garbage)
+        except OSError as error:
+            # Only space is lost, and the next start sweeps it up.
+            _log.warning("blocks that are not needed could not be removed: %s", error.strerror)
 
     def _seal(self, batch: list[SealJob]) -> None:
         for job in batch:
@@ -131,12 +156,19 @@ class Sealer:
                 job.size = self._spool.write(block)
             except MeshkitError as error:
                 job.error = error
+            except Exception:
+                # A defect here must not take the mount down; the block's plaintext stays in memory.
+                _log.exception("a block could not be sealed")
+                job.error = MeshkitError("internal_error", "a block could not be sealed; see the log")
 
     def _finish(self, job: SealJob) -> None:
+        self._live.discard(job)
+        self.budget.sealing -= len(job.plain)
         self.hold(-len(job.plain))
         if job.error is not None:
             self.error = job.error
             job.content.unsealed(job)
+            self.budget.look_again()
         else:
             digest = job.ref[:32]
             self.spooled.add(digest)
@@ -163,3 +195,7 @@ class Sealer:
     def give_back(self, staged: dict[bytes, int]) -> None:
         """A commit failed: its blocks are again just blocks that nothing durable names."""
         self._fresh.update(staged)
+        for job in self._live:
+            # Still under way for that commit: without this, the next one would name it and not stage it.
+            if job.commit is staged:
+                job.commit = None

@@ -24,7 +24,7 @@ from meshkitfs.gate import Gate, Grant, HeadView
 from meshkitfs.metadata import Metadata, Publication
 from meshkitfs.shares._commit import freeze, settle, thaw, write_out
 from meshkitfs.shares._content import FileContent
-from meshkitfs.shares._events import AccessChanged, Event, NodeChanged
+from meshkitfs.shares._events import AccessChanged, Event, NodeChanged, PublishFailed
 from meshkitfs.shares._merge import Merge, links_entry
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, inode_number
 from meshkitfs.shares._reader import BlockReader
@@ -42,6 +42,8 @@ QUICK_DELAY_S = 0.05
 BUSY_DELAY_S = 1.0
 IDLE_DELAY_S = 5.0
 RETRY_DELAY_S = 5.0
+# How often a refused share is looked at again by itself; an open asks at once.
+REFUSED_AGAIN_S = 5.0
 UPLOAD_DEADLINE_S = 300
 PUBLISH_DEADLINE_S = 30
 _UPLOAD_BATCH = 256
@@ -130,6 +132,9 @@ class Share:
         self.counters = Counters()
         self.conflicts: list[bytes] = []
         self._pending: LocalCommit | None = None
+        # Changes were taken out of the tree's dirty set and are not in a local commit yet.
+        self._committing = False
+        self._refused_at = 0.0
         self._tick = -1
         self._cycle = trio.Lock()
         self._renewing = trio.Lock()
@@ -203,6 +208,7 @@ class Share:
             self.grant = None
         self._tick = -1
         self.refusal = error
+        self._refused_at = trio.current_time()
         if not first:
             return
         self.services.reader.forget()
@@ -216,6 +222,8 @@ class Share:
     async def refresh(self) -> None:
         """Look whether somebody published something or the grant needs renewing. Never raises a refusal."""
         if self.tree is None and self.refusal is None:
+            return
+        if self.refusal is not None and trio.current_time() < self._refused_at + REFUSED_AGAIN_S:
             return
         try:
             await self.use("list", current=True)
@@ -372,8 +380,10 @@ class Share:
 
     @property
     def dirty(self) -> bool:
-        """Whether anything waits to be committed or published."""
-        return self._pending is not None or (self.tree is not None and bool(self.tree.dirty))
+        """Whether anything waits to be committed or published, or is just being so."""
+        if self._pending is not None or self._committing:
+            return True
+        return self.tree is not None and bool(self.tree.dirty)
 
     async def flush(self) -> None:
         """Return when everything changed before this call is stored by the provider and published.
@@ -398,6 +408,8 @@ class Share:
                 else:
                     raise MeshkitError("head_conflict", f"lost the race {_MERGE_TRIES} times")
             except MeshkitError as error:
+                if self.stuck is None or self.stuck.code != error.code:
+                    self.services.emit(PublishFailed(self.name, error))
                 self.stuck = error
                 raise
             finally:
@@ -412,6 +424,7 @@ class Share:
         frozen = freeze(tree)
         if frozen is None:
             return
+        self._committing = True
         self._changed_at = self._urgent_at = 0.0
         version, epoch = self.base.version + 1, grant.capsule.epoch
         try:
@@ -425,9 +438,12 @@ class Share:
         except BaseException:
             thaw(tree, frozen)
             raise
-        tree.sealer.error = None
-        settle(tree, frozen, self._clean)
-        self._pending = commit
+        else:
+            tree.sealer.error = None
+            settle(tree, frozen, self._clean)
+            self._pending = commit
+        finally:
+            self._committing = False
         self.counters.commits += 1
 
     def _clean(self, node: Node) -> None:

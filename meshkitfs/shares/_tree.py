@@ -59,6 +59,8 @@ class Tree:
         self.links = DirNode(new_oid(), 0)
         self.links.start_empty()
         self.dirty: set[Node] = set()
+        # Files without a name that are still open: no commit ever takes their changes.
+        self._nameless: set[FileNode] = set()
         self._loading: dict[DirNode, trio.Event] = {}
         # Called when something changed that a commit should pick up.
         self.on_change: Callable[[], None] = lambda: None
@@ -76,8 +78,19 @@ class Tree:
     def mark(self, node: Node) -> None:
         """Note that ``node`` must be in the next commit, times untouched."""
         node.generation += 1
-        self.dirty.add(node)
-        self.on_change()
+        if self.is_named(node):
+            self.dirty.add(node)
+            self.on_change()
+
+    def is_named(self, node: Node) -> bool:
+        """Whether ``node`` still has a place in the tree."""
+        return node.parent is not None or node is self.root or node is self.links
+
+    def spill(self) -> None:
+        """Have the plaintext of changed files sealed and let go of: memory is short."""
+        for node in (*self.dirty, *self._nameless):
+            if isinstance(node, FileNode) and node.content is not None:
+                node.content.spill()
 
     def node_of(self, parent: DirNode, name: bytes) -> Node:
         """Return the node of a name in a loaded directory, making it if it is the first lookup."""
@@ -122,8 +135,10 @@ class Tree:
             # The last name is gone and so is the last user: the object is gone.
             self.nodes.pop(node.ino, None)
             self.dirty.discard(node)
-            if isinstance(node, FileNode) and node.content is not None:
-                node.content.discard()
+            if isinstance(node, FileNode):
+                self._nameless.discard(node)
+                if node.content is not None:
+                    node.content.discard()
             return
         if node.dirty or node.entry is None:
             return
@@ -150,10 +165,12 @@ class Tree:
                 continue
             done = self._loading[node] = trio.Event()
             try:
-                assert node.entry is not None  # only committed directories are unloaded
-                manifest, pages = await self.read_directory(grant, node.entry)
+                entry = node.entry
+                assert entry is not None  # only committed directories are unloaded
+                manifest, pages = await self.read_directory(grant, entry)
                 await self._load_links(grant, manifest, pages)
-                if node.children is None:
+                # A merge may have given it a newer entry meanwhile: then this is not its content any more.
+                if node.children is None and node.entry is entry:
                     node.fill(manifest, pages, {})
             finally:
                 del self._loading[node]
@@ -203,8 +220,7 @@ class Tree:
         if not isinstance(manifest, FileManifest) or manifest.size != entry.size:
             raise MeshkitError("invalid_envelope", "a file's manifest does not fit its entry")
         if node.content is None and node.entry is entry:
-            node.content = FileContent(node.oid, self.reader, self.sealer, manifest)
-            node.content.holey = node.used() != node.size
+            node.content = FileContent(node.oid, self.reader, self.sealer, manifest, node.used())
         return await self.content(grant, node)
 
     # -- namespace ---------------------------------------------------------------------------------
@@ -263,9 +279,18 @@ class Tree:
             self.mark(self.links)
         node.nlink = 0
         node.parent = None
+        # Removed by a request of this kernel, which so knows; see `removed_here`.
+        node.name = b""
         node.ctime_ns = time.time_ns()
         self.dirty.discard(node)
+        if isinstance(node, FileNode):
+            self._nameless.add(node)
         self.evict(node)
+
+    @staticmethod
+    def removed_here(node: Node) -> bool:
+        """Whether ``node`` lost its last name here, and not because somebody else removed or replaced it."""
+        return node.parent is None and not node.name and not node.nlink
 
     def remove(self, parent: DirNode, name: bytes, *, directory: bool) -> Node:
         """Remove a name: of an empty, loaded directory, or of anything else. Returns the node it meant."""
