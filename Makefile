@@ -48,7 +48,7 @@ need = command -v $(1) >/dev/null || missing="$$missing $(2)";
 
 packages:
 	@missing=; \
-	$(call need,fusermount3,fuse3) \
+	$(call need,fusermount3,fuse3) $(call need,getfattr,attr) \
 	$(call need,gcc,gcc libc6-dev) \
 	$(call need,pkg-config,pkg-config) \
 	if ! command -v pkg-config >/dev/null || ! pkg-config --exists fuse3; then \
@@ -62,13 +62,13 @@ packages:
 packages-test: packages
 	@missing=; \
 	$(call need,git,git) $(call need,sqlite3,sqlite3) $(call need,rsync,rsync) $(call need,tar,tar) \
-	$(call need,vim,vim-tiny) $(call need,getfattr,attr) $(call need,ps,procps) $(call need,flock,util-linux) \
+	$(call need,vim,vim-tiny) $(call need,ps,procps) $(call need,flock,util-linux) \
 	$(call need,dbus-run-session,dbus) $(call need,gnome-keyring-daemon,gnome-keyring) \
 	$(install-packages)
 
 packages-bench: packages
 	@missing=; \
-	$(call need,encfs,encfs) $(call need,cryfs,cryfs) $(call need,gocryptfs,gocryptfs) \
+	$(call need,encfs,encfs) $(call need,cryfs,cryfs) \
 	$(install-packages)
 
 # --- the virtual environment -----------------------------------------------------------------------------
@@ -104,24 +104,24 @@ mount: install
 	@$(MESHKITFS) init --if-needed --key-vault secret-service >/dev/null 2>&1 || { \
 		$(MESHKITFS) init --if-needed --key-vault plain-file 2>/dev/null && { \
 		echo; \
-		echo '  ************************************************************************************'; \
-		echo '  * WARNING: this session has no keyring, so the private keys of this identity are   *'; \
-		echo '  * in an UNPROTECTED file. Whoever can read your files, or a backup, can be you.    *'; \
-		echo '  * For anything but a trial, start again with a passphrase, in a home of its own:   *'; \
-		echo '  *   export MESHKITFS_HOME=~/.local/share/meshkitfs-safe                            *'; \
-		echo '  *   $(MESHKITFS) init --key-vault passphrase-file                              *'; \
-		echo '  ************************************************************************************'; \
+		echo '  *** WARNING ********************************************************************'; \
+		echo '  This session has no keyring that can be used, so the private keys of this'; \
+		echo '  identity are in an UNPROTECTED file: whoever can read your files, or a backup'; \
+		echo '  of them, can be you. For anything but a trial, choose a passphrase:'; \
+		echo '    export MESHKITFS_HOME=~/.local/share/meshkitfs-safe'; \
+		echo '    $(MESHKITFS) init --key-vault passphrase-file'; \
+		echo '  ********************************************************************************'; \
 		echo; } >&2; } || $(MESHKITFS) init --if-needed --key-vault plain-file
 	@mkdir -p -m 700 '$(MOUNT)' 2>/dev/null || true
 	@$(MESHKITFS) mount '$(MOUNT)'
 	@$(MESHKITFS) share create '$(SHARE)' --if-needed
 	@echo
 	@echo 'Try:'
-	@echo '  cp -a README.md $(MOUNT)/$(SHARE)/ && ls -l $(MOUNT)/$(SHARE)'
-	@echo '  getfattr -d -m - $(MOUNT)/$(SHARE)           what is known about it'
-	@echo '  mkdir $(MOUNT)/notes                         another share'
-	@echo '  $(MESHKITFS) status'
-	@echo '  $(MESHKITFS) share add $(SHARE) NAME --expires 7d'
+	@echo '  cp -a README.md $(MOUNT)/$(SHARE)/        put something into your first share'
+	@echo '  getfattr -d -m - $(MOUNT)/$(SHARE)        see what is known about it'
+	@echo '  mkdir $(MOUNT)/notes                      make another share'
+	@echo '  $(MESHKITFS) status                  see what is mounted, shared and unsent'
+	@echo '  $(MESHKITFS) share add --help        share with someone'
 	@echo '  make umount'
 
 umount:

@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
@@ -31,6 +32,12 @@ from meshkitfs.vfs import ControlFiles, MeshFilesystem
 from meshkitfs.vfs.types import ROOT_INO, SetAttr
 
 PATIENCE_S = 60.0
+_MEMORY = "/dev/shm"
+
+
+def scratch():
+    """A new directory for many short lives of homes: in memory where that is possible. Remove it after use."""
+    return tempfile.mkdtemp(prefix="meshkit-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
 
 
 class _Complaints(logging.Handler):
@@ -73,6 +80,11 @@ class World:
         except BaseException as error:
             self._failure = error
             self._started.set()
+
+    @property
+    def well(self):
+        """Whether the loop still runs and the product logged no defect."""
+        return self._failure is None and not self._complaints.lines
 
     def run(self, work, *args):
         """Run an async function in the loop and return its result; one that never ends is a failure."""
@@ -322,8 +334,9 @@ class View:
     # -- files
 
     def create(self, path, mode=0o644, flags=os.O_RDWR):
+        """Make a new file; one that is there already is an error."""
         parent, name = self._place(path)
-        opened, attr = self._run(self.fs.create, parent, name, mode, flags)
+        opened, attr = self._run(self.fs.create, parent, name, mode, flags | os.O_CREAT | os.O_EXCL)
         self._count(attr)
         return opened.fh
 
@@ -367,7 +380,7 @@ class View:
 
     def append(self, path, data):
         fh = self.open(path, os.O_WRONLY | os.O_APPEND)
-        self.pwrite(fh, 0, data)
+        self.pwrite(fh, self.attr(path).size, data)
         self.release(fh)
 
     def read(self, path):
@@ -414,10 +427,11 @@ class View:
         async def scan():
             fh = await self.fs.opendir(ino)
             try:
-                found = [(name, attr) for name, attr, _ in self.fs.readdir(fh, 0)]
+                listed = [(name, attr) for name, attr, _ in self.fs.readdir(fh, 0)]
             finally:
                 await self.fs.releasedir(fh)
-            return found
+            assert [name for name, _ in listed[:2]] == [b".", b".."]
+            return listed[2:]
 
         return self._run(scan)
 

@@ -65,8 +65,9 @@ class Result:
 class Person:
     """One home directory, its commands and its mount."""
 
-    def __init__(self, root, name, mnt=None):
+    def __init__(self, root, name, mnt=None, python=sys.executable):
         self.root = Path(root)
+        self.python = python
         self.name = name
         self.mnt = Path(mnt) if mnt else self.root.with_name(self.root.name + ".mnt")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("MESHKIT")}
@@ -88,7 +89,7 @@ class Person:
     def run(self, *args, check=True, stdin=None, timeout=PATIENCE, env=None, prefix=()):
         """Run ``meshkitfs ARGS`` as this person and return its `Result`."""
         done = subprocess.run(
-            [*prefix, sys.executable, "-m", "meshkitfs", *map(str, args)],
+            [*prefix, self.python, "-m", "meshkitfs", *map(str, args)],
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,

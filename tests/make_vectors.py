@@ -4,6 +4,7 @@ Everything is a function of fixed seeds: keys and salts come from a counter, nev
 its own randomness, so the capsule and the letter in frozen.json are samples, made once and kept.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -190,7 +191,7 @@ def share_vector():
     """A whole share: inline files, blocks, holes, an index block, pages, links, xattrs, odd names."""
     s = Sealer()
     owner, ek = keys.SigningKey.from_seed(fixed("owner")), fixed("epoch key")
-    expected = []
+    expected, packed = [], {}
 
     def oid(name):
         return fixed("oid " + name, 16)
@@ -212,7 +213,14 @@ def share_vector():
             pieces = [piece.rstrip(b"\0") for piece in pieces]
             refs = b"".join(s.block(value.oid, i, piece) if piece else HOLE for i, piece in enumerate(pieces))
             value = FileManifest(value.oid, 1, 2, len(content), block_size, None, refs=refs)
+            packed[name] = refs
         return entry(name, entries.FILE, s.manifest(value), len(content), **more)
+
+    def copy_of_large():
+        # Made as a copy: its blocks are those of "large" and stay bound to that oid.
+        value = FileManifest(oid("large copy"), 1, 2, len(large), 65536, None, refs=packed[b"large"])
+        value = dataclasses.replace(value, lineage=oid("large"))
+        return entry(b"large copy", entries.FILE, s.manifest(value), len(large))
 
     def big(name):
         # 4,097 blocks, all but the first and the last of them holes: an index block, and a hole for one.
@@ -241,6 +249,7 @@ def share_vector():
         Entry(b"first", entries.HARDLINK, shared.oid, 0, 0, 0, 0, 0, 0, b""),
         entry(b"inner", entries.DIR, s.manifest(inner), mode=0o755),
         file(b"large", large),
+        copy_of_large(),
         entry(b"link", entries.SYMLINK, size=len(target), extra={"target": target}),
         entry(b"many", entries.DIR, s.manifest(paged), mode=0o750),
         Entry(b"second", entries.HARDLINK, shared.oid, 0, 0, 0, 0, 0, 0, b""),
@@ -259,6 +268,7 @@ def share_vector():
         (b"inner", "dir", None),
         (b"inner/\xf0\x9f\x94\x92 caf\xc3\xa9", "file", b""),
         (b"large", "file", large),
+        (b"large copy", "file", large),
         (b"link", "symlink", target),
         (b"many", "dir", None),
         *((b"many/%03d" % i, "file", b"%d" % i) for i in range(25)),

@@ -406,6 +406,16 @@ class Commands:
     async def drained(self):
         await self._mounted.invalidator.drained()
 
+    async def is_drained(self):
+        with trio.move_on_after(0.3):
+            await self._mounted.invalidator.drained()
+            return True
+        return False
+
+    async def wait_invalidated(self, count):
+        while self._mounted.invalidator.delivered < count:
+            await trio.sleep(0.005)
+
     async def gate(self, method):
         self._fs.gates[method] = trio.Event()
 

@@ -185,11 +185,13 @@ def parse_manifest(plaintext, oid, epoch, ver):
     need(uint(m.get("kind"), 0, 1), "kind")
     common = {"t", "oid", "epoch", "ver", "kind"}
     if m["kind"] == 1:
-        form = set(m) - common - {"size", "bs"}
+        form = set(m) - common - {"size", "bs", "lineage"}
         need(uint(m.get("size")) and m.get("bs") in BLOCK_SIZES and len(form) == 1, "file")
         form = form.pop()
         content, blocks = m[form], -(-m["size"] // m["bs"])
         need(type(content) is bytes, "content")
+        if "lineage" in m:
+            need(form != "inline" and blob(m["lineage"], 16) and m["lineage"] != oid, "lineage")
         if form == "inline":
             need(len(content) == m["size"] <= 16384, "inline")
         elif form == "refs":
@@ -239,7 +241,7 @@ def load(get, ref, oid, epoch, ver):
 def file_content(get, m):
     if "inline" in m:
         return m["inline"]
-    oid, size, bs = m["oid"], m["size"], m["bs"]
+    oid, size, bs = m.get("lineage", m["oid"]), m["size"], m["bs"]
     refs = m.get("refs")
     if refs is None:
         blocks, refs = -(-size // bs), b""

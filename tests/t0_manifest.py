@@ -2,6 +2,7 @@
 
 import os
 
+import cbor2
 import dag_cbor
 import pytest
 import second_reader
@@ -69,6 +70,7 @@ entry_lists = st.lists(some_entry(), max_size=6, unique_by=lambda entry: entry.n
 def file_manifests(draw):
     oid, epoch, ver, block_size = draw(oids), draw(numbers), draw(numbers), draw(st.sampled_from(BLOCK_SIZES))
     form = draw(st.sampled_from(["inline", "refs", "index"]))
+    lineage = draw(st.just(b"") | oids.filter(lambda other: other != oid))
     if form == "inline":
         content = draw(st.binary(max_size=100))
         return FileManifest(oid, epoch, ver, len(content), block_size, content)
@@ -76,12 +78,12 @@ def file_manifests(draw):
         count = draw(st.integers(1, 5))
         packed = b"".join(draw(st.lists(refs | st.just(HOLE), min_size=count, max_size=count)))
         size = draw(st.integers((count - 1) * block_size + 1, count * block_size))
-        return FileManifest(oid, epoch, ver, size, block_size, None, refs=packed)
+        return FileManifest(oid, epoch, ver, size, block_size, None, refs=packed, lineage=lineage)
     count = draw(st.integers(2, 4))
     packed = b"".join(draw(st.lists(refs | st.just(HOLE), min_size=count, max_size=count)))
     span = block_size * REFS_PER_INDEX
     size = draw(st.integers((count - 1) * span + 1, count * span))
-    return FileManifest(oid, epoch, ver, size, block_size, None, index=packed)
+    return FileManifest(oid, epoch, ver, size, block_size, None, index=packed, lineage=lineage)
 
 
 @st.composite
@@ -262,6 +264,8 @@ GOOD = {
     "block of 1 MiB": refs_value(1, 65537, bs=1048576),
     "most references": refs_value(4096, 4096 * 65536),
     "index": file_value(inline=..., size=4096 * 65536 + 1, index=REF * 2),
+    "lineage": refs_value(1, 1, lineage=bytes(16)),
+    "lineage of an index": file_value(inline=..., size=4096 * 65536 + 1, index=REF * 2, lineage=bytes(16)),
     "hole": file_value(inline=..., size=1, refs=HOLE),
     "directory": dir_value(),
     "empty directory": dir_value(entries=[], count=0),
@@ -306,6 +310,15 @@ BAD = {
     "no block size": file_value(bs=...),
     "block size 4096": refs_value(1, 1, bs=4096),
     "block size 0": refs_value(1, 1, bs=0),
+    "block size 65536.0": refs_value(1, 1, bs=65536.0),
+    "lineage that is the oid": refs_value(1, 1, lineage=OID),
+    "lineage empty": refs_value(1, 1, lineage=b""),
+    "lineage short": refs_value(1, 1, lineage=bytes(15)),
+    "lineage long": refs_value(1, 1, lineage=bytes(17)),
+    "lineage text": refs_value(1, 1, lineage="o" * 16),
+    "lineage null": refs_value(1, 1, lineage=None),
+    "lineage of inline content": file_value(lineage=bytes(16)),
+    "lineage of a directory": dir_value(lineage=bytes(16)),
     "block size text": file_value(bs="65536"),
     "inline longer than size": file_value(inline=b"abcd"),
     "inline shorter than size": file_value(inline=b"ab"),
@@ -349,6 +362,16 @@ BAD = {
     "page id negative": pages_value((-1, b"a", 1, REF)),
     "page with a field more": dir_value(entries=..., pages=[[0, b"a", 1, REF, 0]]),
     "page not an array": dir_value(entries=..., pages=[REF]),
+    "page a number": dir_value(entries=..., pages=[1]),
+    "page null": dir_value(entries=..., pages=[None]),
+    "page a map": dir_value(entries=..., pages=[{"a": 1, "b": 2, "c": 3, "d": 4}]),
+    "entry a number": dir_value(entries=[1]),
+    "entry null": dir_value(entries=[None]),
+    "entries a number": dir_value(entries=1),
+    "links a number": dir_value(links=1),
+    "root a number": dir_value(root=1),
+    "pages null": dir_value(entries=..., pages=None),
+    "pages a number": dir_value(entries=..., pages=1),
     "pages not an array": dir_value(entries=..., pages=REF),
     "links too short": dir_value(links=[OID, 1, 2]),
     "links with a short oid": dir_value(links=[OID[:15], 1, 2, REF]),
@@ -364,6 +387,11 @@ BAD = {
     "root with a text time": dir_value(root=[0o755, "0", 0, 0, 0, {}]),
     "root with a target": dir_value(root=[0o755, 0, 0, 0, 0, {"target": b"t"}]),
     "root null": dir_value(root=None),
+    "root with text nanoseconds": dir_value(root=[0o755, 0, "0", 0, 0, {}]),
+    "root with null nanoseconds": dir_value(root=[0o755, 0, 0, 0, None, {}]),
+    "page with a text ref": pages_value((0, b"a", 1, "r" * 64)),
+    "links with a text ref": dir_value(links=[OID, 1, 2, "r" * 64]),
+    "links with a text oid": dir_value(links=["o" * 16, 1, 2, REF]),
     "root with an extra array": dir_value(root=[0o755, 0, 0, 0, 0, []]),
     "root with an extra null": dir_value(root=[0o755, 0, 0, 0, 0, None]),
     "root with a huge time": dir_value(root=[0o755, 2**53, 0, 0, 0, {}]),
@@ -378,6 +406,8 @@ BAD = {
 BAD_ENTRIES = {
     "kind 4": entry(kind=4),
     "kind negative": entry(kind=-1),
+    "kind 4 without ref": entry(kind=4, ref=b""),
+    "kind negative without ref": entry(kind=-1, ref=b""),
     "kind true": entry(kind=True),
     "kind text": entry(kind="1"),
     "field missing": entry()[:-1],
@@ -443,6 +473,7 @@ BAD_ENTRIES = {
     "xattrs empty": entry(extra={"x": []}),
     "xattrs a map": entry(extra={"x": {}}),
     "xattr not a pair": entry(extra={"x": [[b"a"]]}),
+    "xattr a number": entry(extra={"x": [1]}),
     "xattr not an array": entry(extra={"x": [b"ab"]}),
     "xattr name text": entry(extra={"x": [["a", b""]]}),
     "xattr value text": entry(extra={"x": [[b"a", ""]]}),
@@ -509,6 +540,15 @@ def test_extra_fields_out_of_canonical_order_are_refused():
             manifest.parse_page(blocks.frame(bad))
         with pytest.raises(second_reader.FormatError):
             second_reader.parse_page(blocks.frame(bad))
+
+
+def test_keys_of_extra_fields_that_are_not_text_are_refused():
+    for key in (b"used", 1, None, True):
+        bad = blocks.frame(cbor2.dumps([entry(extra={key: 1})], canonical=True))
+        with refuses("invalid_envelope"):
+            manifest.parse_page(bad)
+        with pytest.raises(second_reader.FormatError):
+            second_reader.parse_page(bad)
 
 
 def test_pages_must_be_what_their_directory_says():

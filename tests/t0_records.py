@@ -333,8 +333,12 @@ def test_a_root_changes_only_with_the_old_roots_word():
         "a record of another type": FIRST[:1024],
     }
     for rot in bad.values():
-        with refuses("invalid_record"):
+        with refuses("invalid_record", "endorsed" if rot is None else ""):
             verify_chain([FIRST, dataclasses.replace(new, rot=rot).sign(EVE)])
+    for rot in ("text", b"", [good]):
+        blob = cose.sign1(EVE, "mk/id@1", new.payload() | {"rot": rot})
+        with refuses("invalid_record", "rot"):
+            IdentityRecord.parse_self_signed(blob)
 
 
 @pytest.mark.parametrize(
@@ -387,6 +391,9 @@ def test_rotate_wants_the_right_keys():
     ):
         with refuses("invalid_record"):
             rotate(FIRST, old, new, new_root)
+    # A record that names another root than its signer has no successor either.
+    with refuses("invalid_record"):
+        rotate(identity(ALICE).sign(EVE), EVE, identity(BOB), BOB)
 
 
 def test_a_chain_has_a_length_limit():

@@ -177,13 +177,13 @@ def first_reader():
             packed += (
                 bytes(64 * count)
                 if ref == HOLE
-                else manifest.parse_index(open_(ref, Where.index(m.oid, i)), count)
+                else manifest.parse_index(open_(ref, Where.index(m.lineage or m.oid, i)), count)
             )
         out = bytearray(m.size)
         for i in range(total):
             ref, at = packed[i * 64 : i * 64 + 64], i * m.block_size
             if ref != HOLE:
-                piece = open_(ref, Where.block(m.oid, i))[: m.size - at]
+                piece = open_(ref, Where.block(m.lineage or m.oid, i))[: m.size - at]
                 out[at : at + len(piece)] = piece
         return bytes(out)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from base64 import b64encode, urlsafe_b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,11 +178,30 @@ def test_saved_is_private_whole_and_never_overwritten(tmp_path):
     assert written["provider"] == {"type": "local-dev", "store": "blocks"}  # relative: a home can be moved
     assert "Müller" in path.read_text()
     before = path.read_bytes()
+    config.save(path, settings)  # it says the same already
+    settings = replace(settings, identity="mallory")
     with pytest.raises(MeshkitError) as caught:
         config.save(path, settings)
     assert caught.value.code == "already_initialized"
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_file_written_before_init_is_kept_if_it_fits(tmp_path):
+    path = tmp_path / "meshkit.config.json"
+    text = '{"version": 1, "provider": {"type": "local-dev", "store": "mine"}}'
+    path.write_text(text)
+    chosen = replace(config.load(path), identity="bob", key_vault=config.KeyVaultConfig("plain-file"))
+    config.save(path, chosen)
+    assert path.read_text() == text
+    with pytest.raises(MeshkitError) as caught:
+        config.save(path, replace(chosen, provider=config.ProviderConfig(tmp_path / "other")))
+    assert caught.value.code == "already_initialized"
+    path.write_text("{")
+    with pytest.raises(MeshkitError) as caught:
+        config.save(path, chosen)
+    assert caught.value.code == "invalid_cli_config"
+    assert path.read_text() == "{"
 
 
 def test_the_key_vaults_are_those_there_are():

@@ -12,10 +12,9 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 
 import pytest
-from devices import Device, View, World, pattern
+from devices import Device, View, World, pattern, scratch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -90,7 +89,7 @@ def tree_of(root):
 class Model(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.place = tempfile.mkdtemp(prefix="meshkit-model-")
+        self.place = scratch()
         self.world = World()
         self.device = Device(self.world, f"{self.place}/alice", "alice")
         self.device.start()
@@ -99,6 +98,8 @@ class Model(RuleBasedStateMachine):
         self.root = Inode(DIR, 0o700, {})
         self.handles = []
         self.background = None
+        # Since the last start: ending a session that did nothing tests nothing.
+        self.steps = 0
         # What a crash may leave: the tree of the last completed flush, and any since a flush began.
         self.possible = [tree_of(self.root)]
 
@@ -186,6 +187,7 @@ class Model(RuleBasedStateMachine):
         self.stamp_above(path)
         self.changed()
 
+    @precondition(lambda self: self.paths(FILE))
     @rule(which=picks, append=st.booleans(), truncate=st.booleans())
     def open(self, which, append, truncate):
         found = self.pick(which, FILE)
@@ -199,6 +201,7 @@ class Model(RuleBasedStateMachine):
             self.stamp(path, inode)
             self.changed()
 
+    @precondition(lambda self: self.handles)
     @rule(which=picks, offset=sizes, length=lengths, seed=seeds)
     def write(self, which, offset, length, seed):
         handle = self.pick_handle(which)
@@ -225,6 +228,26 @@ class Model(RuleBasedStateMachine):
                 self.stamp(path, inode)
                 return
 
+    @rule(which=picks, name=names, length=lengths, seed=seeds)
+    def save(self, which, name, length, seed):
+        """A file with content, in one step, so that histories get somewhere."""
+        path, directory = self.pick_directory(which)
+        full = self.join(path, name)
+        inode = directory.data.get(name)
+        if inode is not None and inode.kind != FILE:
+            return
+        data = pattern(seed, length)
+        self.view.write(full, data)
+        if inode is None:
+            inode = directory.data[name] = Inode(FILE, 0o644, b"")
+            self.stamp_above(path)
+        inode.data = data
+        inode.mode &= ~0o6000
+        self.stamp(full, inode)
+        if self.background is not None:
+            self.finish_background()  # it may have seen the file half written
+
+    @precondition(lambda self: self.handles)
     @rule(which=picks, offset=sizes, length=lengths)
     def read(self, which, offset, length):
         handle = self.pick_handle(which)
@@ -232,6 +255,7 @@ class Model(RuleBasedStateMachine):
             got = self.view.pread(handle.fh, offset, length)
             assert got == handle.inode.data[offset : offset + length]
 
+    @precondition(lambda self: self.paths(FILE))
     @rule(which=picks, size=sizes)
     def truncate(self, which, size):
         found = self.pick(which, FILE)
@@ -245,6 +269,7 @@ class Model(RuleBasedStateMachine):
         self.stamp(path, inode)
         self.changed()
 
+    @precondition(lambda self: self.paths(FILE))
     @rule(which=picks, seed=seeds, length=lengths)
     def append(self, which, seed, length):
         found = self.pick(which, FILE)
@@ -257,6 +282,7 @@ class Model(RuleBasedStateMachine):
         self.stamp(path, inode)
         self.changed()
 
+    @precondition(lambda self: self.handles)
     @rule(which=picks)
     def release(self, which):
         handle = self.pick_handle(which)
@@ -318,6 +344,7 @@ class Model(RuleBasedStateMachine):
         self.stamp_above(path)
         self.changed()
 
+    @precondition(lambda self: self.paths(FILE))
     @rule(which=picks, where=picks, name=names)
     def link(self, which, where, name):
         found = self.pick(which, FILE, LINK, DIR)
@@ -338,6 +365,7 @@ class Model(RuleBasedStateMachine):
         self.stamp_above(path)
         self.changed()
 
+    @precondition(lambda self: self.paths(FILE))
     @rule(which=picks)
     def unlink(self, which):
         found = self.pick(which, FILE, LINK, DIR)
@@ -369,6 +397,7 @@ class Model(RuleBasedStateMachine):
             self.stamp_above(path.rpartition("/")[0])
             self.changed()
 
+    @precondition(lambda self: self.paths(FILE))
     @rule(which=picks, where=picks, name=names, flags=st.sampled_from((0, 0, 0, 1, 2)))
     def rename(self, which, where, name, flags):
         found = self.pick(which, FILE, DIR, LINK)
@@ -528,6 +557,7 @@ class Model(RuleBasedStateMachine):
         assert got == expected, f"{len(possible)} trees were possible"
         assert same == links
 
+    @precondition(lambda self: self.steps > 7)
     @rule()
     def restart(self):
         """An orderly end publishes everything; what was open is simply gone."""
@@ -537,6 +567,7 @@ class Model(RuleBasedStateMachine):
         self.compare(self.view.walk(), [tree_of(self.root)])
         self.settled()
 
+    @precondition(lambda self: self.steps > 7)
     @rule()
     def crash(self):
         self.device.crash()
@@ -548,13 +579,11 @@ class Model(RuleBasedStateMachine):
         self.possible = [tree_of(self.root)]
 
     def reopen(self):
+        # The model holds objects by their names only, so what had none is gone with its last handle.
         self.handles.clear()
-        self.drop_nameless()
+        self.steps = 0
         self.device.start()
         self.view = View(self.device, "first")
-
-    def drop_nameless(self):
-        pass  # the model holds objects by their names only; handles were the last users of the rest
 
     @staticmethod
     def root_of(found):
@@ -577,7 +606,8 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def world_is_well(self):
-        assert self.world._failure is None
+        assert self.world.well
+        self.steps += 1
 
 
 BASE = settings(

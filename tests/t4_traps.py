@@ -70,6 +70,41 @@ class TestInvalidation:
         daemon("drained")
         assert daemon("state")["invalidated"] == 1
 
+    @needs_root
+    def test_one_that_is_held_back_does_not_hold_up_the_others(self, mount):
+        """Otherwise whoever keeps one slow read going would put off a revocation."""
+        daemon = mount()
+        slow, other = daemon("make", "slow", "x"), daemon("make", "other", "old")
+        assert daemon.do("result = get('other')") == "old"
+        daemon("gate", "read")
+        client = daemon.start("result = get('slow')")
+        daemon("wait_for", "read", 1)
+        for _ in range(3):
+            daemon("forget", slow)
+        wait_until_in(daemon.process, "fuse_reverse_inval_inode")
+        daemon("remote_append", "other", "+new")
+        daemon("forget", other)
+        daemon("wait_invalidated", 1)
+        assert daemon("is_drained") is False
+        daemon("fail", "read", "cid_mismatch")
+        daemon("open_gate", "read")
+        assert daemon.do("result = fails(get, 'other')") == "EIO"
+        client.process.communicate(timeout=20)
+        daemon("drained")
+        assert daemon("state")["invalidated"] == 4
+
+    def test_drained_means_that_all_before_it_are_delivered(self, mount):
+        daemon = mount()
+        inos = [daemon("make", f"f{i}", "old") for i in range(200)]
+        read = "result = [get(f'f{i}') for i in range(200)]"
+        daemon.do(read)
+        for ino, i in zip(inos, range(200), strict=True):
+            daemon("remote_append", f"f{i}", "+new")
+            daemon("forget", ino)
+        daemon("drained")
+        assert daemon("state")["invalidated"] == 200
+        assert daemon.do(read) == ["old+new"] * 200
+
     def test_of_a_name_while_its_directory_is_in_use(self, mount):
         daemon = mount()
         daemon("gate", "create")

@@ -211,6 +211,10 @@ def _mountpoint(context: Context) -> Iterator[Check]:
         yield Check("mount point", FAIL, f"{point} is the mount of a dead daemon", "Run 'meshkitfs umount'.")
     else:
         yield Check("mount point", OK, f"{point} is mounted")
+    for other in preflight.mounts():
+        if other.path != preflight.resolve(point) and preflight.is_stale(other.path):
+            remedy = f"Run 'meshkitfs umount {other.path}'."
+            yield Check("stale mount", WARN, f"{other.path} is the mount of a dead daemon", remedy)
 
 
 def _reachable(name: str, path: Path, there: bool, need: int) -> Check:

@@ -35,7 +35,9 @@ def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, pub
         context.out.result({"home": str(home.root), "created": False}, [f"{home.root} is set up already."])
         return 0
     given = _existing_settings(context)
-    handle = name or (given.identity if given else None) or _login_name()
+    handle = name or (
+        given.identity if given and given.identity != config.DEFAULT_IDENTITY else _login_name()
+    )
     from ..daemon import service
 
     with home.hold(wait=_HOLD_SECONDS):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
-import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,37 @@ def mount(context: Context, args: argparse.Namespace) -> int:
         return _foreground(context, args)
     place, info = _prepare(context, args)
     if info is None:
-        secret = _passphrase(context)
-        options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
-        info = background.start(context.home, Path(place), options, secret)
+        info = _start(context, args, place)
         text = f"Mounted at {printable(place)}. Unmount with 'meshkitfs umount'."
     else:
         text = f"It is mounted at {printable(place)} already."
     context.out.result({**info, "mountpoint": place}, [text])
     return 0
+
+
+def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
+    secret = _passphrase(context)
+    options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
+    try:
+        return background.start(context.home, Path(place), options, secret)
+    except MeshkitError as error:
+        if error.code not in ("home_busy", "mountpoint_busy"):
+            raise
+        # Two mounts at once: if the other one did what was asked for here, all is well.
+        info = _settled_info(context.home)
+        if info is None or info.get("mountpoint") != place:
+            raise
+        return info
+
+
+def _settled_info(home: Home) -> dict[str, Any] | None:
+    """Return what the daemon says; if another process holds the home, wait until it says so or lets go."""
+    deadline = time.monotonic() + _HOLD_SECONDS
+    while (info := daemon_info(home)) is None and home.holder() is not None:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return info
 
 
 def _foreground(context: Context, args: argparse.Namespace) -> int:
@@ -76,17 +100,28 @@ def _foreground(context: Context, args: argparse.Namespace) -> int:
         from ..daemon.run import run_mount
 
         options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
-        with home.hold(wait=_HOLD_SECONDS):
+        with _held(home):
             logs.setup(home.log_file, stderr=not in_background)
             client.run_async(partial(run_mount, home, Path(place), options, context.passphrase, on_ready))
-    except KeyboardInterrupt:
-        # Ctrl-C is how a foreground mount is ended; run_mount has unmounted by the time it gets here.
-        pipe.failed(MeshkitError("operation_aborted", signal.Signals.SIGINT.name))
-        return 0
     except BaseException as error:
         pipe.failed(as_error(error))
         raise
     return 0
+
+
+@contextlib.contextmanager
+def _held(home: Home) -> Iterator[None]:
+    """Hold the home. A command that is at work in it is waited for, a daemon is not: that one stays."""
+    deadline = time.monotonic() + _HOLD_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(home.hold(wait=0.5))
+                break
+            except MeshkitError as error:
+                if error.code != "home_busy" or time.monotonic() > deadline or daemon_info(home) is not None:
+                    raise
+        yield
 
 
 def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
@@ -98,7 +133,7 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
     home.require_initialized()
     settings = config.load(home.config_path)
     point = settings.mount.point if args.dir is None else Path(args.dir)
-    info = daemon_info(home)
+    info = _settled_info(home)
     if info is not None:
         place = preflight.resolve(point)
         if info.get("mountpoint") == place:

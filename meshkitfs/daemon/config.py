@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+DEFAULT_IDENTITY: Final = "self"  # MeshKit's
 MAX_BYTES: Final = 64 * 1024
 KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
 # Names MeshKit documents; a person who writes one deserves to hear "not yet", not "unknown".
@@ -107,7 +108,7 @@ class Config:
     provider: ProviderConfig
     metadata: MetadataConfig
     key_vault: KeyVaultConfig | None = None
-    identity: str = "self"
+    identity: str = DEFAULT_IDENTITY
     app_id: str | None = None
     mount: MountConfig = field(default_factory=MountConfig)
 
@@ -164,7 +165,9 @@ def loads(data: bytes, base: Path, source: str = "configuration") -> Config:
 def save(path: Path, config: Config) -> None:
     """Write a new configuration file, readable by its owner only, all or nothing.
 
-    Raises ``already_initialized`` when there is one: a file a person may have edited is never overwritten.
+    A file that is there is never overwritten, because a person may have written it: if it says the same,
+    all is well, else it raises ``already_initialized``. Saying nothing of the identity or the key vault is
+    no contradiction.
     """
     text = json.dumps(config.as_dict(path.parent), indent=2, ensure_ascii=False) + "\n"
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -185,7 +188,13 @@ def save(path: Path, config: Config) -> None:
         finally:
             os.close(directory)
     except FileExistsError:
-        raise MeshkitError("already_initialized", f"{path} is there already") from None
+        there = load(path)
+        if there.identity == DEFAULT_IDENTITY:
+            there = replace(there, identity=config.identity)
+        if there.key_vault is None:
+            there = replace(there, key_vault=config.key_vault)
+        if there != config:
+            raise MeshkitError("already_initialized", f"{path} is there and says something else") from None
     except OSError as error:
         raise MeshkitError("invalid_config", f"{path}: {error.strerror}") from error
 
@@ -216,7 +225,7 @@ class _Reader:
             provider=self._provider(top.get("provider", {"type": "local-dev"})),
             metadata=self._metadata(top.get("metadata", {"type": "embedded"})),
             key_vault=self._key_vault(top["keyVault"]) if "keyVault" in top else None,
-            identity=identity if identity is not None else "self",
+            identity=identity if identity is not None else DEFAULT_IDENTITY,
             app_id=app_id,
             mount=self._mount(top.get("mount", {})),
         )

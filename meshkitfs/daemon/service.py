@@ -105,11 +105,9 @@ class Service:
     async def _share_show(self, share: str) -> dict[str, Any]:
         found = self.session.book.find(share.split("/", 1)[0])
         data = await self._described(found)
-        members = self.session.state.members(found.row.share) if found.row.mine else []
+        members = self.session.book.standing(found) if found.row.mine else []
         me = self.session.identity.handle
-        data["recipients"] = [
-            describe.member(member) for member in members if not member.revoked and member.handle != me
-        ]
+        data["recipients"] = [describe.member(member) for member in members if member.handle != me]
         return data
 
     async def _described(self, share: Share) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Telling the kernel to forget what it cached, from a thread that may block.
+"""Telling the kernel to forget what it cached, from threads that may block.
 
 The kernel holds a notification back until the requests it collides with are answered: dropping the pages
 of a file waits for reads of it, dropping a name waits for operations in its directory. Sent from the event
 loop, that stops the very loop which has to answer them, for ever and beyond the reach of SIGKILL. So
-nothing else in the project calls pyfuse3's invalidation functions, and these calls are made by one thread,
-which holds no lock of ours.
+nothing else in the project calls pyfuse3's invalidation functions, and these calls are made by threads of
+their own, which hold no lock of ours meanwhile. There are several, so that one slow read of one file does
+not keep the kernel from forgetting all others: a revocation must not wait for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 import pyfuse3
 import trio
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 _HARMLESS = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY})
 # The mount is gone, and every cache of it.
 _GONE = frozenset({errno.ENOTCONN, errno.ENODEV, errno.EBADF})
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +42,28 @@ class _Mark(ForgetInode):
 
 
 class Invalidator:
-    """Delivers everything put into ``requests`` to the kernel, in order, until `close`.
+    """Delivers everything put into ``requests`` to the kernel until `close`.
 
-    Start it only while a pyfuse3 session is mounted, and see it `finished` before the session is
-    destroyed: the thread uses the session without asking.
+    Deliveries begin in the order of the queue; one that the kernel holds back is overtaken by the next.
+    Start it only while a pyfuse3 session is mounted, and see it `finished` before the session is destroyed:
+    its threads use the session without asking. ``delivered`` counts what the kernel has been told.
     """
 
     def __init__(self, requests: queue.SimpleQueue[Invalidation]) -> None:
         self._requests = requests
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="meshkitfs-invalidate", daemon=True)
+        self._threads: list[threading.Thread] = []
+        self._take = threading.Lock()  # held to take a request and number it, in one step
+        self._state = threading.Condition()  # guards the numbers below
+        self._idle = 0
+        self._taken = 0
+        self._under_way: set[int] = set()
         self.delivered = 0
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin to deliver."""
+        with self._state:
+            self._hire()
 
     async def drained(self) -> None:
         """Return when everything that was in the queue at the call has been delivered."""
@@ -62,22 +73,51 @@ class Invalidator:
         await reached.wait()
 
     def close(self) -> None:
-        """Begin no further delivery; does not wait for one the kernel is holding back."""
+        """Begin no further delivery; does not wait for those the kernel is holding back."""
         self._closing = True
         self._requests.put(_Mark(0))
 
     async def finished(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for the thread to end after `close`; say whether it has."""
-        await trio.to_thread.run_sync(self._thread.join, timeout)
-        return not self._thread.is_alive()
+        """Wait up to ``timeout`` seconds for the threads to end after `close`; say whether they have."""
+        return await trio.to_thread.run_sync(self._join, timeout)
+
+    def _join(self, timeout: float) -> bool:
+        until = monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, until - monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _hire(self) -> None:
+        self._threads.append(threading.Thread(target=self._work, name="meshkitfs-invalidate", daemon=True))
+        self._idle += 1
+        self._threads[-1].start()
 
     def _work(self) -> None:
-        while not self._closing:
-            request = self._requests.get()
+        while True:
+            with self._take:
+                request = self._requests.get()
+                with self._state:
+                    self._idle -= 1
+                    if self._closing:
+                        self._requests.put(_Mark(0))  # for the next thread
+                        return
+                    if not self._idle and len(self._threads) < _MOST_THREADS:
+                        self._hire()
+                    self._taken += 1
+                    number = self._taken
+                    self._under_way.add(number)
             if isinstance(request, _Mark):
+                with self._state:
+                    while min(self._under_way) != number:
+                        self._state.wait()
                 request.reached()
-            elif not self._closing:
+            else:
                 self._deliver(request)
+            with self._state:
+                self.delivered += not isinstance(request, _Mark)
+                self._idle += 1
+                self._under_way.remove(number)
+                self._state.notify_all()
 
     def _deliver(self, request: Invalidation) -> None:
         try:
@@ -92,4 +132,3 @@ class Invalidator:
                 _log.warning("the kernel refused to forget something: %s", error)
         except Exception:
             _log.exception("an invalidation failed in a way nobody foresaw")
-        self.delivered += 1

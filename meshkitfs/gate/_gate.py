@@ -146,6 +146,12 @@ class Gate:
                 step.note(f"policy '{capsule.pol['id']}' allows it for {decided_until - now} s")
         else:
             trace.skip("policy", "the grant names no policy")
+        if row.grant == "live":
+            kept = self._state.quarantine(row.share)
+            if kept is not None:
+                with trace.step("head"):
+                    # Known already, so nothing needs to be unwrapped to find it out again.
+                    raise MeshkitError(kept.code, kept.detail)
         with trace.step("key") as step:
             secret = self._unwrap(capsule, capsule_hash, key)
             step.note("unwrapped; matches the commitment in the signed capsule")
@@ -236,9 +242,6 @@ class Gate:
     ) -> HeadView:
         if capsule.grant == "snapshot":
             return HeadView(capsule.ver, capsule.epoch, capsule.root)
-        kept = self._state.quarantine(row.share)
-        if kept is not None:
-            raise MeshkitError(kept.code, kept.detail)
         if found.head is None:
             if mark.head_version:
                 raise await self._quarantined(

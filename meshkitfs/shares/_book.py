@@ -19,7 +19,7 @@ from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Head, Letter, Roster, make_capsule, open_letter, seal_letter
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Trace
+from meshkitfs.gate import Grant, Trace
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 # long a dishonest metadata service can hide a revocation from somebody who has seen nothing newer.
 ROSTER_LIFETIME_S = 7 * 86400
 ROSTER_RENEW_S = 4 * 86400
+# How often the owner's daemon looks whether a grant has run out, or a roster soon will.
+LOOK_S = 5
 # The owner's own capsule, and grants without --expires.
 NO_EXPIRY_S = 20 * 365 * 86400
 # Grants begin a little in the past, so that a recipient's slow clock does not find them not yet valid.
@@ -78,6 +80,9 @@ class ShareBook:
         self._identity = identity
         self._contacts = contacts
         self.shares: dict[bytes, Share] = {row.name: Share(row, services) for row in services.state.shares()}
+        # One change of a roster at a time: each is built on the one before.
+        self._rosters = trio.Lock()
+        self._next_look = 0
 
     def find(self, name: str) -> Share:
         """Return a share by the name it has here. Raises ``share_not_found``."""
@@ -187,22 +192,20 @@ class ShareBook:
         self._mine(share)
         me = self._identity()
         contact = await self._contacts().resolve(recipient, self._now)
-        grant = await share.use("reshare", current=True)
         who = contact.public
-        roster = grant.roster
-        member = self._grant(
-            me, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live", terms,
-            handle=contact.handle, to=who.enc, signing=who.sig, epoch=roster.epoch, seq=roster.seq + 1,
-        )  # fmt: skip
-        standing = self._standing(share)
-        replaced = [
-            replace(old, revoked=self._now)
-            for old in standing
-            if old.grant == "live" and old.encryption_kid == member.encryption_kid
-        ]
-        kept = [old for old in standing if all(old.capsule_id != gone.capsule_id for gone in replaced)]
-        await self._publish_roster(share, [*kept, member], roster, (member,))
-        await trio.to_thread.run_sync(self._services.state.set_members, [*replaced, member])
+        async with self._rosters:
+            grant = await self._turn(share)
+            roster = grant.roster
+            member = self._grant(
+                me, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live", terms,
+                handle=contact.handle, to=who.enc, signing=who.sig, epoch=roster.epoch, seq=roster.seq + 1,
+            )  # fmt: skip
+            others = [
+                old
+                for old in self._standing(share, roster)
+                if old.grant != "live" or old.encryption_kid != member.encryption_kid
+            ]
+            await self._publish(share, grant, [*others, member], [member])
         await self._post(share.row.name, DIR, 0o700, 0, 0, member, who.enc)
         return member, contact
 
@@ -217,21 +220,20 @@ class ShareBook:
             raise MeshkitError("not_supported", "a snapshot of a symbolic link")
         me = self._identity()
         contact = await self._contacts().resolve(recipient, self._now)
-        await share.flush()
-        grant = await share.use("reshare", current=True)
-        grant.require("reshare")
-        entry = node.entry
-        if entry is None or node.dirty:
-            raise MeshkitError("commit_pending", path)
         who = contact.public
         kind = FILE if isinstance(node, FileNode) else DIR
-        member = self._grant(
-            me, share.row.share, entry.oid, kind, entry.ref[32:], "snapshot",
-            replace(terms, rights=("read",)), handle=contact.handle, to=who.enc, signing=who.sig,
-            epoch=entry.epoch, seq=grant.roster.seq + 1, ver=entry.ver, root=entry.ref[:32], target=path,
-        )  # fmt: skip
-        await self._publish_roster(share, [*self._standing(share), member], grant.roster, (member,))
-        await trio.to_thread.run_sync(self._services.state.set_members, [member])
+        async with self._rosters:
+            grant = await self._turn(share)
+            await share.flush()
+            entry = node.entry
+            if entry is None or node.dirty:
+                raise MeshkitError("commit_pending", path)
+            member = self._grant(
+                me, share.row.share, entry.oid, kind, entry.ref[32:], "snapshot",
+                replace(terms, rights=("read",)), handle=contact.handle, to=who.enc, signing=who.sig,
+                epoch=entry.epoch, seq=grant.roster.seq + 1, ver=entry.ver, root=entry.ref[:32], target=path,
+            )  # fmt: skip
+            await self._publish(share, grant, [*self._standing(share, grant.roster), member], [member])
         name = path.rsplit("/", 1)[-1].encode(errors="surrogateescape")
         await self._post(name, kind, node.mode, node.mtime_ns // 1_000_000_000, entry.size, member, who.enc)
         return member, contact
@@ -242,91 +244,118 @@ class ShareBook:
         Returns the grants that ended. Raises ``contact_unknown`` if there were none.
         """
         self._mine(share)
-        me = self._identity()
-        gone = [old for old in self._standing(share) if old.handle == recipient]
-        if not gone or recipient == me.handle:
-            raise MeshkitError("contact_unknown", f"'{share.name}' is not shared with '{recipient}'")
-        kept = [old for old in self._standing(share) if old.handle != recipient]
-        grant = await share.use("reshare", current=True)
-        old_roster = grant.roster
-        key, epoch, seq = os.urandom(32), old_roster.epoch + 1, old_roster.seq + 1
-        renewed: list[Member] = []
-        rewrapped: list[Member] = []
-        for old in kept:
-            if old.grant != "live":
-                renewed.append(old)
-                continue
-            terms = Terms(old.rights, old.expires, old.policy, old.vault, old.capability)
-            fresh = self._grant(
-                me, share.row.share, share.row.oid, DIR, key, "live", terms, handle=old.handle,
-                to=old.encryption_public, signing=old.signing_public, epoch=epoch, seq=seq,
-            )  # fmt: skip
-            rewrapped.append(fresh)
-            renewed.append(fresh)
-        now = self._now
-        roster = _roster(
-            share.row.share,
-            share.row.oid,
-            seq,
-            epoch,
-            renewed,
-            now,
-            old_roster.timestamp_keys,
-            old_roster.minver,
-        ).sign(me.signing)
-        await share.rotate(
-            key,
-            epoch,
-            Publication(
-                share.row.share,
-                expect_roster=old_roster.seq,
-                roster=roster,
-                roster_seq=seq,
-                roster_epoch=epoch,
-                capsules=tuple((m.encryption_kid, m.capsule_id, m.blob) for m in rewrapped),
-            ),  # fmt: skip
-        )
-        ended = [replace(old, revoked=now) for old in gone]
-        superseded = [replace(old, revoked=now) for old in kept if old.grant == "live"]
-        await trio.to_thread.run_sync(self._services.state.set_members, [*superseded, *ended, *rewrapped])
-        return ended
+        if recipient == self._identity().handle:
+            raise MeshkitError("contact_unknown", f"'{share.name}' is {recipient}'s own")
+        async with self._rosters:
+            grant = await share.use("reshare", current=True)
+            standing = self._standing(share, grant.roster)
+            gone = [old for old in standing if old.handle == recipient]
+            if not gone:
+                raise MeshkitError("contact_unknown", f"'{share.name}' is not shared with '{recipient}'")
+            await self._rekey(share, grant, [old for old in standing if old.handle != recipient])
+        return [replace(old, revoked=self._now) for old in gone]
 
     async def renew_rosters(self) -> None:
-        """Sign the rosters of this home's own shares anew before they run out."""
+        """Shut out those whose time is over, and sign rosters anew before they run out; cheap to call often.
+
+        Only for shares of this home's own that are in use.
+        """
+        if self._now < self._next_look:
+            return
+        self._next_look = self._now + LOOK_S
         for share in list(self.shares.values()):
             if share.row.mine and share.grant is not None and share.grant.alive:
                 roster = share.grant.roster
-                if roster.exp - self._now < ROSTER_RENEW_S:
-                    await self._publish_roster(share, self._standing(share), roster, ())
+                if roster.exp - self._now < ROSTER_RENEW_S or self._outlived(share, roster):
+                    async with self._rosters:
+                        grant = await self._turn(share)
+                        if grant.roster.exp - self._now < ROSTER_RENEW_S:
+                            await self._publish(share, grant, self._standing(share, grant.roster), [])
 
-    def _standing(self, share: Share) -> list[Member]:
-        """Return the grants of ``share`` that are neither revoked nor expired."""
+    def standing(self, share: Share) -> list[Member]:
+        """Return the grants of ``share`` that are in force, as far as is known without asking anybody."""
+        if share.grant is not None:
+            return self._standing(share, share.grant.roster)
         members = self._services.state.members(share.row.share)
         return [member for member in members if not member.revoked and member.expires > self._now]
 
-    async def _publish_roster(
-        self, share: Share, members: list[Member], old: Roster, capsules: tuple[Member, ...]
-    ) -> None:
-        roster = _roster(
-            share.row.share,
-            share.row.oid,
-            old.seq + 1,
-            old.epoch,
-            members,
-            self._now,
-            old.timestamp_keys,
-            old.minver,
+    def _standing(self, share: Share, roster: Roster) -> list[Member]:
+        """Return the grants that ``roster`` lists and that have not run out.
+
+        The published roster counts, not what this device remembers of having revoked: it may have died
+        between publishing and noting that down.
+        """
+        members = self._services.state.members(share.row.share)
+        return [m for m in members if m.capsule_hash in roster.caps and m.expires > self._now]
+
+    def _outlived(self, share: Share, roster: Roster) -> bool:
+        """Whether ``roster`` still lists a live grant that has run out."""
+        members = self._services.state.members(share.row.share)
+        return any(
+            m.grant == "live" and m.capsule_hash in roster.caps and m.expires <= self._now for m in members
         )
-        await self._services.metadata.publish(
-            Publication(
-                share.row.share,
-                expect_roster=old.seq,
-                roster=roster.sign(self._identity().signing),
-                roster_seq=roster.seq,
-                roster_epoch=roster.epoch,
-                capsules=tuple((m.encryption_kid, m.capsule_id, m.blob) for m in capsules),
+
+    async def _turn(self, share: Share) -> Grant:
+        """Return a grant to share with, after those whose time is over were shut out. Holds ``_rosters``."""
+        grant = await share.use("reshare", current=True)
+        if self._outlived(share, grant.roster):
+            await self._rekey(share, grant, self._standing(share, grant.roster))
+            grant = await share.use("reshare", current=True)
+        return grant
+
+    async def _rekey(self, share: Share, grant: Grant, kept: list[Member]) -> None:
+        """Move ``share`` to a new epoch that only ``kept`` have the key of. Holds ``_rosters``."""
+        me, key = self._identity(), os.urandom(32)
+        fresh = {
+            old.capsule_id: self._grant(
+                me, share.row.share, share.row.oid, DIR, key, "live",
+                Terms(old.rights, old.expires, old.policy, old.vault, old.capability), handle=old.handle,
+                to=old.encryption_public, signing=old.signing_public, epoch=grant.roster.epoch + 1,
+                seq=grant.roster.seq + 1,
             )
+            for old in kept
+            if old.grant == "live"
+        }  # fmt: skip
+        members = [fresh.get(old.capsule_id, old) for old in kept]
+        await self._publish(share, grant, members, list(fresh.values()), key)
+
+    async def _publish(
+        self, share: Share, grant: Grant, members: list[Member], fresh: list[Member], key: bytes = b""
+    ) -> None:
+        """Make ``members`` the ones with access: publish the next roster, and the capsules of ``fresh``.
+
+        With ``key`` it begins a new epoch under that key. ``fresh`` is remembered first, so that there is
+        never a published grant that this device knows nothing of. Holds ``_rosters``.
+        """
+        services, old, now = self._services, grant.roster, self._now
+        before = self._standing(share, old)
+        roster = _roster(
+            share.row.share, share.row.oid, old.seq + 1, old.epoch + bool(key), members, now,
+            old.timestamp_keys, old.minver,
+        )  # fmt: skip
+        publication = Publication(
+            share.row.share,
+            expect_roster=old.seq,
+            roster=roster.sign(self._identity().signing),
+            roster_seq=roster.seq,
+            roster_epoch=roster.epoch,
+            capsules=tuple((m.encryption_kid, m.capsule_id, m.blob) for m in fresh),
         )
+        await trio.to_thread.run_sync(services.state.set_members, fresh)
+        try:
+            if not key and set(old.writers) <= set(roster.writers):
+                await services.metadata.publish(publication)
+            else:
+                # The newest head must be signed by a writer of the newest roster, so it is replaced with it.
+                await share.rotate(key or grant.epoch_key(), roster.epoch, publication)
+        except MeshkitError:
+            await trio.to_thread.run_sync(
+                services.state.set_members, [replace(member, revoked=now) for member in fresh]
+            )
+            raise
+        kept = {member.capsule_id for member in members}
+        ended = [replace(member, revoked=now) for member in before if member.capsule_id not in kept]
+        await trio.to_thread.run_sync(services.state.set_members, ended)
 
     async def _post(
         self, name: bytes, kind: int, mode: int, mtime: int, size: int, member: Member, to: bytes

@@ -74,6 +74,8 @@ class _Dir:
     inline: bool
     count: int
     parts: list[_Part]
+    # It is not loaded, so only its attributes can have changed: the manifest that exists goes on being used.
+    keep: Entry | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +99,9 @@ class Frozen:
     entries: dict[Node, Entry] = field(default_factory=dict)
     written: list[tuple[Part, bytes]] = field(default_factory=list)
     root: bytes = b""
+
+    def owners(self) -> list[_File | _Plain | _Dir]:
+        return [*self.files, *self.others, *self.directories]
 
 
 def _skeleton(node: Node, size: int) -> Entry:
@@ -136,6 +141,10 @@ def freeze(tree: Tree) -> Frozen | None:
         frozen.directories.append(_freeze_directory(tree, node))
     # Children before parents, the root last; the link table just before the root that refers to it.
     frozen.directories.sort(key=lambda item: item.depth, reverse=True)
+    for owner in frozen.owners():
+        # Held until the commit has settled: a directory on the way to a change may itself be clean, and
+        # if the kernel forgot it meanwhile, its old entry would take its place.
+        owner.node.opens += 1
     return frozen
 
 
@@ -193,11 +202,13 @@ def _freeze_directory(tree: Tree, node: DirNode) -> _Dir:
         at = at.parent
     if node is tree.links:
         depth = 1
-    inline = node.children is not None and node.arrange()
+    if node.children is None:
+        return _Dir(node, node.generation, depth, _skeleton(node, 0), False, 0, [], node.entry)
+    inline = node.arrange()
     parts = []
     for part in node.parts:
         items: list[tuple[bytes, Child]] | None = None
-        if part.dirty and node.children is not None:
+        if part.dirty:
             children = node.children
             items = [(name, children[name]) for name in sorted(part.names)]
             part.dirty = False
@@ -212,10 +223,18 @@ def thaw(tree: Tree, frozen: Frozen) -> None:
         for item in directory.parts:
             if item.items is not None:
                 item.part.dirty = True
-        tree.dirty.add(directory.node)
-    tree.dirty.update(item.node for item in frozen.files if item.node.parent is not None)
-    tree.dirty.update(item.node for item in frozen.others if item.node.parent is not None)
+    for file in frozen.files:
+        for job in file.jobs:
+            # What is still being sealed must be staged by the next commit, not by this one.
+            job.commit = None
     tree.sealer.give_back(frozen.staged)
+    for owner in frozen.owners():
+        node = owner.node
+        node.opens -= 1
+        if node.parent is not None or node is tree.root or node is tree.links:
+            tree.dirty.add(node)
+        else:
+            tree.evict(node)
 
 
 async def write_out(
@@ -336,7 +355,10 @@ async def _write_directory(
     tree: Tree, item: _Dir, frozen: Frozen, sink: _Sink, epoch: int, version: int, root_key: bytes
 ) -> AsyncIterator[None]:
     """Seal a directory's changed pages and its manifest, pausing between them for the caller."""
-    node = item.node
+    node, keep = item.node, item.keep
+    if keep is not None:
+        frozen.entries[node] = item.skeleton._replace(epoch=keep.epoch, ver=keep.ver, ref=keep.ref)
+        return
     is_root = node is tree.root
     entries: tuple[Entry, ...] | None = None
     pages: list[PageRef] = []
@@ -396,14 +418,16 @@ def settle(tree: Tree, frozen: Frozen, on_clean: Callable[[Node], None]) -> None
         part.ref = ref
     for item in frozen.files:
         _settle_file(item, frozen.entries[item.node])
-    owners: list[_File | _Plain | _Dir] = [*frozen.files, *frozen.others, *frozen.directories]
-    for owner in owners:
+    for owner in frozen.owners():
         node = owner.node
+        node.opens -= 1
         node.entry = frozen.entries[node]
         node.version = node.entry.ver
         if node.generation == owner.generation:
             node.clean_generation = node.generation
             on_clean(node)
+        elif node.parent is None:
+            tree.evict(node)
 
 
 def _settle_file(item: _File, entry: Entry) -> None:

@@ -110,8 +110,6 @@ class Sealer:
         self._fresh: dict[bytes, int] = {}
         self._garbage: list[bytes] = []
         self._queue: deque[SealJob] = deque()
-        # Submitted and not finished.
-        self._live: set[SealJob] = set()
         self._running = 0
         # Why the last job failed; writers are told until a commit succeeds.
         self.error: MeshkitError | None = None
@@ -120,7 +118,6 @@ class Sealer:
         """Queue a block; its reference arrives through ``content.sealed``."""
         job = SealJob(content, index, plain)
         self._queue.append(job)
-        self._live.add(job)
         self.budget.sealing += len(plain)
         if self._running < WORKERS:
             self._running += 1
@@ -162,7 +159,6 @@ class Sealer:
                 job.error = MeshkitError("internal_error", "a block could not be sealed; see the log")
 
     def _finish(self, job: SealJob) -> None:
-        self._live.discard(job)
         self.budget.sealing -= len(job.plain)
         self.hold(-len(job.plain))
         if job.error is not None:
@@ -195,7 +191,3 @@ class Sealer:
     def give_back(self, staged: dict[bytes, int]) -> None:
         """A commit failed: its blocks are again just blocks that nothing durable names."""
         self._fresh.update(staged)
-        for job in self._live:
-            # Still under way for that commit: without this, the next one would name it and not stage it.
-            if job.commit is staged:
-                job.commit = None

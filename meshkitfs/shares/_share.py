@@ -47,7 +47,8 @@ REFUSED_AGAIN_S = 5.0
 UPLOAD_DEADLINE_S = 300
 PUBLISH_DEADLINE_S = 30
 _UPLOAD_BATCH = 256
-_MERGE_TRIES = 8
+# How long to go on merging while others publish faster.
+RACE_DEADLINE_S = 30
 
 
 @dataclass(slots=True)
@@ -398,15 +399,7 @@ class Share:
             self._started += 1
             number = self._started
             try:
-                for _ in range(_MERGE_TRIES):
-                    grant = await self._renew()
-                    await self._catch_up(grant)
-                    grant.require("write")
-                    await self._commit_locally(grant)
-                    if await self._publish(grant):
-                        break
-                else:
-                    raise MeshkitError("head_conflict", f"lost the race {_MERGE_TRIES} times")
+                await self._bring_out("write")
             except MeshkitError as error:
                 if self.stuck is None or self.stuck.code != error.code:
                     self.services.emit(PublishFailed(self.name, error))
@@ -416,6 +409,22 @@ class Share:
                 self._last_cycle = trio.current_time()
             self.stuck = None
             self._succeeded = number
+
+    async def _bring_out(self, right: str) -> Grant:
+        """Commit what changed here and publish it on top of what others publish meanwhile. Holds ``_cycle``.
+
+        Whoever has more to merge is slower and loses each single race, so only time decides when to give up.
+        """
+        give_up = trio.current_time() + RACE_DEADLINE_S
+        while True:
+            grant = await self._renew()
+            await self._catch_up(grant)
+            grant.require(right)
+            await self._commit_locally(grant)
+            if await self._publish(grant):
+                return grant
+            if trio.current_time() > give_up:
+                raise MeshkitError("head_conflict", f"others were faster for {RACE_DEADLINE_S} s")
 
     async def _commit_locally(self, grant: Grant) -> None:
         """Make the tree as it is now durable on this device. Holds ``_cycle``."""
@@ -518,7 +527,8 @@ class Share:
             int(services.wall()),
         )
         self._pending = None
-        if self.grant is not None:
+        # A walk since then may have seen an even newer head, which must not be forgotten again.
+        if self.grant is not None and self.grant.head.version < self.base.version:
             self.grant.head = self.base
         mark = services.state.mark(self.row.share)
         mark = replace(mark, head_version=self.base.version, head_hash=self.base.hash)
@@ -538,47 +548,53 @@ class Share:
         published first, under the old epoch.
         """
         async with self._cycle:
-            for _ in range(_MERGE_TRIES):
-                grant = await self._renew()
-                await self._catch_up(grant)
-                grant.require("reshare")
-                await self._commit_locally(grant)
-                if await self._publish(grant):
-                    break
-            else:
-                raise MeshkitError("head_conflict", f"lost the race {_MERGE_TRIES} times")
-            tree, services = self.tree, self.services
-            assert tree is not None
-            tree.mark(tree.root)
-            frozen = freeze(tree)
-            assert frozen is not None  # the root was just marked
-            version = self.base.version + 1
-            try:
-                await write_out(
-                    tree, frozen, services.spool, epoch, version, ver_key(key, self.row.oid, epoch, version)
-                )
-                await trio.to_thread.run_sync(services.spool.sync)
-                digests = list(frozen.staged)
-                await services.reader.store.put_files([(d, services.spool.path(d)) for d in digests])
-                await services.reader.store.sync()
-                head = Head(
-                    self.row.share,
-                    self.row.oid,
-                    epoch,
-                    version,
-                    self.base.hash,
-                    frozen.root,
-                    int(services.wall()),
-                ).sign(services.signing())
-                await services.metadata.publish(
-                    replace(grants, expect_head=self.base.hash, head=head, head_ver=version, head_epoch=epoch)
-                )
-            except BaseException:
-                thaw(tree, frozen)
-                raise
-            settle(tree, frozen, self._clean)
-            self.grant = None
-            self._tick = -1
-            self.base = HeadView(version, epoch, frozen.root, record_hash(head))
-            services.reader.spooled.difference_update(digests)
-            await trio.to_thread.run_sync(services.spool.discard, digests)
+            give_up = trio.current_time() + RACE_DEADLINE_S
+            while True:
+                grant = await self._bring_out("reshare")
+                try:
+                    await self._reseal(key, epoch, grants)
+                    return
+                except MeshkitError as error:
+                    # Somebody may publish in between again and again; another roster is another matter.
+                    current = grant.roster.seq == grants.expect_roster
+                    if error.code != "head_conflict" or not current or trio.current_time() > give_up:
+                        raise
+                    self._tick = -1
+
+    async def _reseal(self, key: bytes, epoch: int, grants: Publication) -> None:
+        """Publish ``grants`` with a new head, whose root is sealed under ``key``. Holds ``_cycle``."""
+        tree, services = self.tree, self.services
+        assert tree is not None
+        tree.mark(tree.root)
+        frozen = freeze(tree)
+        assert frozen is not None  # the root was just marked
+        version = self.base.version + 1
+        try:
+            await write_out(
+                tree, frozen, services.spool, epoch, version, ver_key(key, self.row.oid, epoch, version)
+            )
+            await trio.to_thread.run_sync(services.spool.sync)
+            digests = list(frozen.staged)
+            await services.reader.store.put_files([(d, services.spool.path(d)) for d in digests])
+            await services.reader.store.sync()
+            head = Head(
+                self.row.share,
+                self.row.oid,
+                epoch,
+                version,
+                self.base.hash,
+                frozen.root,
+                int(services.wall()),
+            ).sign(services.signing())
+            await services.metadata.publish(
+                replace(grants, expect_head=self.base.hash, head=head, head_ver=version, head_epoch=epoch)
+            )
+        except BaseException:
+            thaw(tree, frozen)
+            raise
+        settle(tree, frozen, self._clean)
+        self.grant = None
+        self._tick = -1
+        self.base = HeadView(version, epoch, frozen.root, record_hash(head))
+        services.reader.spooled.difference_update(digests)
+        await trio.to_thread.run_sync(services.spool.discard, digests)

@@ -129,7 +129,7 @@ class Tree:
 
     def evict(self, node: Node) -> None:
         """Let go of a node the kernel has forgotten, if nothing needs it; its entry takes its place."""
-        if node.lookups or node.opens or node is self.root:
+        if node.lookups or node.opens or node is self.root or node is self.links:
             return
         if node.parent is None:
             # The last name is gone and so is the last user: the object is gone.

@@ -8,7 +8,7 @@ from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.shares import DirNode, FileNode, Node, Share, SymlinkNode
 from meshkitfs.vfs.types import Attr
 
-__all__ = ["attr_of", "attr_of_share", "timeout"]
+__all__ = ["absence", "attr_of", "attr_of_share", "timeout"]
 
 # How long the kernel may believe names and attributes without asking. Nobody else writes a share that is
 # only ours; where others do, or can lose access, changes are pushed and this only bounds a lost push.
@@ -26,6 +26,12 @@ def timeout(share: Share) -> float:
     return ALONE_S if share.row.mine and len(grant.roster.writers) == 1 else SHARED_S
 
 
+def absence(share: Share) -> float:
+    """Return for how many seconds the kernel may believe that a name is not there: never, if others write."""
+    seconds = timeout(share)
+    return seconds if seconds == ALONE_S else 0.0
+
+
 def attr_of(share: Share, node: Node) -> Attr:
     """Return the attributes of a node."""
     seconds = timeout(share)
@@ -34,7 +40,7 @@ def attr_of(share: Share, node: Node) -> Attr:
         size = node.size
         blocks = -(-node.used() // 512)
     elif isinstance(node, DirNode):
-        nlink = 2 + node.subdirs
+        nlink = 2 + node.subdirs if node.nlink else 0
         size, blocks = 4096, 8
     else:
         assert isinstance(node, SymlinkNode)  # there are no other kinds

@@ -34,7 +34,7 @@ from meshkitfs.shares import (
     Tree,
     posix,
 )
-from meshkitfs.vfs._attributes import attr_of, attr_of_share, timeout
+from meshkitfs.vfs._attributes import absence, attr_of, attr_of_share
 from meshkitfs.vfs._control import CONTROL_INO, CONTROL_NAME, ControlFiles
 from meshkitfs.vfs._faults import Faults, classified
 from meshkitfs.vfs._handles import ControlHandle, DirHandle, FileHandle
@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 _READ_ONLY = os.O_RDONLY
 _WRITES = os.O_WRONLY | os.O_RDWR
 _STATFS_BLOCK = 4096
+# Positions of a listing that "." and ".." take.
+_DOTS = 2
 # Blocks that one trip to a worker thread reads ahead.
 PREFETCH_BLOCKS = 4
 
@@ -96,8 +98,12 @@ class MeshFilesystem:
         self._control = control
         self._runtime = runtime
         self._shares: dict[int, Share] = {}
+        # Inodes the kernel has forgotten while they were still to be committed; see `forget`.
+        self._lingering: set[int] = set()
+        self._linger_until = 4096
         self._handles: dict[int, FileHandle | DirHandle | ControlHandle] = {}
-        self._next_handle = 1
+        # Above the inode numbers of the root and the control files, below those of objects.
+        self._next_handle = 1 << 16
         self._born = time.time_ns()
 
     # -- finding -----------------------------------------------------------------------------------
@@ -147,18 +153,30 @@ class MeshFilesystem:
             raise posix(errno.ESTALE)
         return share, grant, tree, node
 
-    async def _directory(self, ino: int, right: str) -> tuple[Share, Grant, Tree, DirNode]:
+    async def _directory(
+        self, ino: int, right: str, *, current: bool = False
+    ) -> tuple[Share, Grant, Tree, DirNode]:
         if ino == ROOT_INO or ino in self._control:
             raise posix(errno.EACCES)
         # A change of names is an open: it must see a right that was just given, or taken.
-        share, grant, tree, node = await self._granted(ino, right, current=right == "write")
+        share, grant, tree, node = await self._granted(ino, right, current=current or right == "write")
         if not isinstance(node, DirNode):
             raise posix(errno.ENOTDIR)
         if node.children is None:
             await tree.load(grant, node)
-        if node.parent is None and node is not tree.root:
+        if not tree.is_named(node):
             raise posix(errno.ENOENT)
         return share, grant, tree, node
+
+    @staticmethod
+    def _still(share: Share, grant: Grant, tree: Tree, *nodes: Node) -> None:
+        """Raise unless what was looked up is still so: `Share.changing` may have waited for a merge."""
+        grant.check()
+        for node in nodes:
+            if share.tree is not tree or tree.nodes.get(node.ino) is not node:
+                raise posix(errno.ESTALE)
+            if isinstance(node, DirNode) and not tree.is_named(node):
+                raise posix(errno.ENOENT)
 
     def _hand_out(self, share: Share, node: Node) -> Attr:
         self._shares[node.ino] = share
@@ -195,23 +213,26 @@ class MeshFilesystem:
             return _absent(60.0) if ino is None else self._control.attr(ino)
         try:
             share, _, tree, node = await self._directory(parent, "list")
-        except MeshkitError:
-            return self._remembered(parent, name)
+            if name not in (node.children or ()):
+                # Whoever was told of a new file must find it, so "there is none" needs the newest state.
+                share, _, tree, node = await self._directory(parent, "list", current=True)
+        except MeshkitError as error:
+            return self._remembered(parent, name, error)
         assert node.children is not None
         if name not in node.children:
-            return _absent(timeout(share))
+            return _absent(absence(share))
         child = tree.node_of(node, name)
         child.lookups += 1
         return self._hand_out(share, child)
 
-    def _remembered(self, parent: int, name: bytes) -> Attr:
-        """Answer for a name of a refused share that the kernel was told before; raise the refusal for others."""
+    def _remembered(self, parent: int, name: bytes, error: MeshkitError) -> Attr:
+        """Answer for a name of a refused share that the kernel was told before; raise ``error`` for others."""
         share, node = self._known(parent)
         child = (node.children or {}).get(name) if isinstance(node, DirNode) else None
         if isinstance(child, Node):
             child.lookups += 1
             return attr_of(share, child)
-        raise share.refusal or MeshkitError("freshness_unproven", share.name)
+        raise error
 
     def looked_up(self, ino: int) -> None:
         share = self._shares.get(ino)
@@ -232,6 +253,19 @@ class MeshFilesystem:
             share.tree.evict(node)
             if ino not in share.tree.nodes:
                 del self._shares[ino]
+            else:
+                self._linger(ino)
+
+    def _linger(self, ino: int) -> None:
+        """Note an inode that goes away after the next commit, of which nobody tells us: look now and then."""
+        self._lingering.add(ino)
+        if len(self._lingering) >= self._linger_until:
+            for old in self._lingering:
+                share = self._shares.get(old)
+                if share is not None and (share.tree is None or old not in share.tree.nodes):
+                    del self._shares[old]
+            self._lingering &= self._shares.keys()
+            self._linger_until = 2 * len(self._lingering) + 4096
 
     async def getattr(self, ino: int) -> Attr:
         if ino == ROOT_INO:
@@ -257,8 +291,9 @@ class MeshFilesystem:
         if parent == ROOT_INO:
             share = await self.book.create(name, mode & 0o777)
             return await self._share_attr(share)
-        share, _, tree, directory = await self._directory(parent, "write")
+        share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
+            self._still(share, grant, tree, directory)
             node = tree.new_directory(mode & 0o7777)
             self._create(tree, directory, name, node)
             node.lookups += 1
@@ -277,8 +312,9 @@ class MeshFilesystem:
     async def symlink(self, parent: int, name: bytes, target: bytes) -> Attr:
         if not 0 < len(target) <= TARGET_MAX:
             raise posix(errno.ENAMETOOLONG)
-        share, _, tree, directory = await self._directory(parent, "write")
+        share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
+            self._still(share, grant, tree, directory)
             node = tree.new_symlink(target)
             self._create(tree, directory, name, node)
             node.lookups += 1
@@ -296,6 +332,7 @@ class MeshFilesystem:
             _, node = self._known(ino)
             if node is None:
                 raise posix(errno.EPERM)
+            self._still(share, grant, tree, directory)
             tree.link(node, directory, name)
             node.lookups += 1
         share.hurry()
@@ -306,8 +343,9 @@ class MeshFilesystem:
         if parent == ROOT_INO:
             await self._remove_share(name, DIR, errno.EISDIR, wanted=False)
             return
-        share, _, tree, directory = await self._directory(parent, "write")
+        share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
+            self._still(share, grant, tree, directory)
             tree.remove(directory, name, directory=False)
         share.hurry()
 
@@ -318,6 +356,7 @@ class MeshFilesystem:
             return
         share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
+            self._still(share, grant, tree, directory)
             node = tree.node_of(directory, name)
             if isinstance(node, DirNode):
                 await tree.load(grant, node)
@@ -354,6 +393,7 @@ class MeshFilesystem:
         share, grant, tree, source = await self._directory(old_parent, "write")
         _, _, _, target = await self._directory(new_parent, "write")
         async with share.changing():
+            self._still(share, grant, tree, source, target)
             replaced = (target.children or {}).get(new_name)
             if replaced is not None and replaced.kind == DIR:
                 directory = tree.node_of(target, new_name)
@@ -379,6 +419,7 @@ class MeshFilesystem:
             raise posix(errno.EPERM)
         share, grant, tree, node = await self._granted(ino, "write")
         async with share.changing():
+            self._still(share, grant, tree, node)
             now = time.time_ns()
             if changes.size is not None:
                 if not isinstance(node, FileNode):
@@ -398,14 +439,17 @@ class MeshFilesystem:
         return self._hand_out(share, node)
 
     async def _truncate(self, tree: Tree, grant: Grant, node: FileNode, size: int) -> None:
-        if size > 1 << 52:
-            raise posix(errno.EFBIG)
-        content = await tree.content(grant, node)
-        async with content.lock:
-            if size != content.size or size == 0:
-                await content.truncate(grant, size)
-        node.mode &= ~0o6000
-        tree.touch(node, content=True)
+        # Nobody may have it open, and then a commit that ends now would let go of the content.
+        node.pins += 1
+        try:
+            content = await tree.content(grant, node)
+            async with content.lock:
+                if size != content.size or size == 0:
+                    await content.truncate(grant, size)
+            node.mode &= ~0o6000
+            tree.touch(node, content=True)
+        finally:
+            node.pins -= 1
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -422,17 +466,22 @@ class MeshFilesystem:
             if writes:
                 raise posix(errno.EACCES)
             return Opened(self._handle(ControlHandle(self._control.content(ino))), False)
+        share, named = self._known(ino)
+        place = None if named is None else (named.parent, named.name)
         share, grant, tree, node = await self._granted(ino, "write" if writes else "read", current=True)
         if not isinstance(node, FileNode):
             raise posix(errno.EISDIR if isinstance(node, DirNode) else errno.ELOOP)
-        if node.parent is None and node is not tree.root:
-            # Replaced elsewhere since the kernel looked: it looks the name up again on ESTALE.
+        gone = not tree.is_named(node) and not tree.removed_here(node)
+        if gone or place not in (None, (node.parent, node.name)):
+            # Replaced or moved elsewhere since the kernel looked: it looks the name up again on ESTALE.
+            # (What was removed here can still be opened, through /proc/self/fd.)
             raise posix(errno.ESTALE)
         node.opens += 1
         try:
             await tree.content(grant, node)
             if flags & os.O_TRUNC and writes:
                 async with share.changing():
+                    self._still(share, grant, tree, node)
                     await self._truncate(tree, grant, node, 0)
         except BaseException:
             node.opens -= 1
@@ -445,8 +494,12 @@ class MeshFilesystem:
 
     @_noted
     async def create(self, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
-        share, _, tree, directory = await self._directory(parent, "write")
+        share, grant, tree, directory = await self._directory(parent, "write")
+        if name in (directory.children or ()) and not flags & os.O_EXCL:
+            # Somebody else made it since the kernel looked, which is no reason to refuse it.
+            return await self._open_existing(share, tree.node_of(directory, name), flags)
         async with share.changing():
+            self._still(share, grant, tree, directory)
             node = tree.new_file(mode & 0o7777)
             self._create(tree, directory, name, node)
             node.lookups += 1
@@ -455,6 +508,12 @@ class MeshFilesystem:
         handle = FileHandle(share, node, append=bool(flags & os.O_APPEND))
         handle.wrote = True
         return Opened(self._handle(handle), True), self._hand_out(share, node)
+
+    async def _open_existing(self, share: Share, node: Node, flags: int) -> tuple[Opened, Attr]:
+        self._hand_out(share, node)
+        opened = await self.open(node.ino, flags)
+        node.lookups += 1
+        return opened, self._hand_out(share, node)
 
     @_noted
     async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
@@ -486,8 +545,9 @@ class MeshFilesystem:
         if grant is None:
             grant = await share.use("write")
         if share.services.budget.full:
-            await share.services.budget.room()
+            await self._make_room(share)
         async with share.changing() as tree:
+            self._still(share, grant, tree, node)
             if tree.sealer.error is not None:
                 error, tree.sealer.error = tree.sealer.error, None
                 share.hurry()
@@ -496,16 +556,25 @@ class MeshFilesystem:
             if content is None:
                 content = await tree.content(grant, node)
             async with content.lock:
-                if handle.append:
-                    # The kernel's idea of the end may be older than somebody else's append.
+                if handle.append and (offset > content.size or offset in node.past_sizes):
+                    # The kernel's idea of the end is older than somebody else's change. Its other writes
+                    # on this handle are not appends: they bring pages that were changed through a mapping.
                     offset = content.size
-                if offset + len(data) > 1 << 52:
-                    raise posix(errno.EFBIG)
+                    self.invalidations.put(ForgetInode(node.ino))
                 await content.write(grant, offset, data)
             node.mode &= ~0o6000
             tree.touch(node, content=True)
         handle.wrote = True
         return len(data)
+
+    async def _make_room(self, share: Share) -> None:
+        """Wait until there is memory for more plaintext; end waiting if sealing fails (a full disk)."""
+        budget = share.services.budget
+        if budget.stuck:
+            for other in self.book.shares.values():
+                if other.tree is not None:
+                    other.tree.spill()
+        await budget.room(lambda: share.tree is None or share.tree.sealer.error is not None)
 
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
@@ -550,24 +619,29 @@ class MeshFilesystem:
     def readdir(self, fh: int, start: int) -> Iterator[tuple[bytes, Attr, int]]:
         handle = self._handles[fh]
         assert isinstance(handle, DirHandle)
+        if handle.share is not None:
+            yield from self._read_directory(handle, handle.share, start)
+            return
+        own = self._root_attr() if handle.ino == ROOT_INO else self._control.attr(handle.ino)
+        yield from _dots(start, own, self._root_attr())
+        start = max(start, _DOTS)
         if handle.ino == ROOT_INO:
             yield from self._read_root(handle, start)
-        elif handle.share is None:
-            for i, (name, ino) in enumerate(self._control.names()[start:], start):
-                yield name, self._control.attr(ino), i + 1
         else:
-            yield from self._read_directory(handle, handle.share, start)
+            for i, (name, ino) in enumerate(self._control.names()[start - _DOTS :], start):
+                yield name, self._control.attr(ino), i + 1
 
     def _read_root(self, handle: DirHandle, start: int) -> Iterator[tuple[bytes, Attr, int]]:
-        if not start:
+        if start == _DOTS:
             handle.names = sorted(self.book.shares)
-        for i in range(start, len(handle.names)):
-            share = self.book.shares.get(handle.names[i])
+        for i in range(start, len(handle.names) + _DOTS):
+            name = handle.names[i - _DOTS]
+            share = self.book.shares.get(name)
             if share is not None:
                 self._shares[share.root_ino] = share
                 root = share.tree_root
                 attr = attr_of_share(share) if root is None else attr_of(share, root)
-                yield handle.names[i], attr, i + 1
+                yield name, attr, i + 1
 
     def _read_directory(
         self, handle: DirHandle, share: Share, start: int
@@ -578,10 +652,13 @@ class MeshFilesystem:
         node = tree.nodes.get(handle.ino)
         if not isinstance(node, DirNode) or node.children is None:
             raise posix(errno.ESTALE)
-        if not start:
+        above = self._root_attr() if node is tree.root else attr_of(share, node.parent or node)
+        yield from _dots(start, attr_of(share, node), above)
+        start = max(start, _DOTS)
+        if start == _DOTS:
             handle.names = list(node.children)
-        for i in range(start, len(handle.names)):
-            name = handle.names[i]
+        for i in range(start, len(handle.names) + _DOTS):
+            name = handle.names[i - _DOTS]
             child = node.children.get(name)
             if child is None:
                 continue
@@ -620,7 +697,8 @@ class MeshFilesystem:
                 await self._share_attr(share)
             value = meshkit_value(name, share, node, self._runtime, self.faults.of(ino))
         else:
-            value = node.xattrs.get(name) if node is not None and share.live("list") else None
+            _, _, _, node = await self._granted(ino, "list")
+            value = node.xattrs.get(name)
         if value is None:
             raise posix(errno.ENODATA)
         return value
@@ -630,9 +708,11 @@ class MeshFilesystem:
             return []
         share, node = self._known(ino)
         names = meshkit_names(share, node, self._runtime)
-        if node is not None and share.live("list"):
-            names += list(node.xattrs)
-        return names
+        try:
+            _, _, _, node = await self._granted(ino, "list")
+        except MeshkitError:
+            return names  # of a refused share only what says why
+        return names + list(node.xattrs)
 
     @_noted
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
@@ -644,11 +724,12 @@ class MeshFilesystem:
             raise posix(errno.ERANGE)
         if ino == ROOT_INO or ino in self._control:
             raise posix(errno.EACCES)
-        share, _, tree, node = await self._granted(ino, "write")
-        total = sum(len(key) + len(held) for key, held in node.xattrs.items() if key != name)
-        if total + len(name) + len(value) > XATTR_TOTAL_MAX:
-            raise posix(errno.ENOSPC)
+        share, grant, tree, node = await self._granted(ino, "write")
         async with share.changing():
+            self._still(share, grant, tree, node)
+            total = sum(len(key) + len(held) for key, held in node.xattrs.items() if key != name)
+            if total + len(name) + len(value) > XATTR_TOTAL_MAX:
+                raise posix(errno.ENOSPC)
             node.xattrs[name] = value
             tree.touch(node)
         share.hurry()
@@ -659,12 +740,20 @@ class MeshFilesystem:
             raise posix(errno.EACCES)
         if ino == ROOT_INO or ino in self._control:
             raise posix(errno.ENODATA)
-        share, _, tree, node = await self._granted(ino, "write")
+        share, grant, tree, node = await self._granted(ino, "write")
         async with share.changing():
+            self._still(share, grant, tree, node)
             if node.xattrs.pop(name, None) is None:
                 raise posix(errno.ENODATA)
             tree.touch(node)
         share.hurry()
+
+
+def _dots(start: int, own: Attr, above: Attr) -> Iterator[tuple[bytes, Attr, int]]:
+    """Yield "." and ".." of a listing, which stand before everything else in it."""
+    for i, (name, attr) in enumerate(((b".", own), (b"..", above)), 1):
+        if start < i:
+            yield name, attr, i
 
 
 def _absent(seconds: float) -> Attr:
