@@ -47,6 +47,8 @@ _EXIT_CODES: Final = {
     "internal": 70,
 }
 
+# One row, three lines: what it is, what happened, what to do.
+# fmt: off
 _ROWS: Final = (
     # -- the gate: who may open what, and is that provable now ---------------------------------------
     ("identity_not_found", "identity", _errno.EACCES,
@@ -252,6 +254,7 @@ _ROWS: Final = (
      "Something went wrong that should not be possible.",
      "Please report it with the log; no data was given up."),
 )
+# fmt: on
 
 TABLE: Final[dict[str, Reason]] = {row[0]: Reason(*row) for row in _ROWS}
 

@@ -138,8 +138,10 @@ class Session:
             self.note(event.share, event.error)
         if isinstance(event, AccessChanged) and event.code:
             share = self.book.shares.get(event.share.encode(errors="surrogateescape"))
-            detail = share.refusal.detail if share is not None and share.refusal is not None else ""
-            self.note(event.share, MeshkitError(event.code, detail))
+            # A share that was just removed on purpose is refused too, and that is nobody's incident.
+            if share is not None:
+                detail = share.refusal.detail if share.refusal is not None else ""
+                self.note(event.share, MeshkitError(event.code, detail))
         for listener in self.listeners:
             listener(event)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -16,8 +16,9 @@ from meshkitfs.core._unwrap import open_capsule
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import EncryptionKey, kid_of
-from meshkitfs.core.records import Capsule, Head, Roster, Timestamp
+from meshkitfs.core.records import Capsule, Head, Roster
 from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import _evidence as evidence
 from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
@@ -28,8 +29,6 @@ __all__ = ["Counters", "Gate"]
 
 _log = logging.getLogger(__name__)
 
-# Records signed by another machine's clock may be this far ahead of ours.
-SKEW_S = 60
 METADATA_DEADLINE_S = 10
 POLICY_DEADLINE_S = 5
 
@@ -109,18 +108,24 @@ class Gate:
         mark = self._state.mark(row.share)
         with trace.step("capsule") as step:
             found = await self._ask(row, key)
-            capsules = _capsules(found, row, key)
+            capsules = evidence.capsules(found, row, key)
             step.note(f"{len(capsules)} signed by {row.owner_handle}")
         with trace.step("roster") as step:
-            roster, roster_hash = _roster(found, row, mark)
-            capsule, capsule_hash = _listed(capsules, roster, row)
+            roster, roster_hash = evidence.roster(found, row, mark)
+            if roster.seq > mark.roster_seq:
+                # Signed by the owner, so it has been seen, also if it says that this grant was revoked:
+                # an older one that still lists it must not be believed later.
+                mark = replace(mark, roster_seq=roster.seq, roster_hash=roster_hash)
+                await trio.to_thread.run_sync(self._state.raise_mark, row.share, mark)
+            capsule, capsule_hash = evidence.listed(capsules, roster, row)
             step.note(f"roster {roster.seq} lists capsule {capsule.id.hex()[:16]}")
         with trace.step("freshness") as step:
             now = self._clock.now()
-            stamp = _timestamp(found, roster, roster_hash, now)
-            step.note(f"timestamp of {now - stamp.iat} s ago, good for {stamp.exp - now} s more")
+            stamp = evidence.timestamp(found, roster, roster_hash, now)
+            fresh_until = evidence.fresh_until(stamp)
+            step.note(f"timestamp of {now - stamp.iat} s ago, good for {fresh_until - now} s more")
         with trace.step("validity") as step:
-            if now + SKEW_S < capsule.nbf:
+            if now + evidence.SKEW_S < capsule.nbf:
                 raise MeshkitError("share_expired", f"valid in {capsule.nbf - now} s")
             if now >= capsule.exp:
                 raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
@@ -159,14 +164,12 @@ class Gate:
             head = await self._head(found, row, capsule, roster, mark)
             step.note(f"version {head.version}" if head.version else "no version yet")
         # The marks are on the disk before anything that they cover can be read (design: rollback memory).
-        new_mark = Mark(roster.seq, roster_hash, mark.head_version, mark.head_hash)
-        if capsule.grant == "live" and head.version:
-            new_mark = Mark(roster.seq, roster_hash, head.version, head.hash)
-        if new_mark != mark:
+        if capsule.grant == "live" and head.version > mark.head_version:
+            new_mark = replace(mark, head_version=head.version, head_hash=head.hash)
             await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
         # Only a walk that passed may raise the clock floor: an attacker's record must not.
         self._clock.raise_floor(stamp.iat)
-        until = min(capsule.exp, stamp.exp, roster.exp, decided_until)
+        until = min(capsule.exp, fresh_until, roster.exp, decided_until)
 
         def older(epoch: int) -> bytes:
             for digest, past in capsules.items():
@@ -182,7 +185,7 @@ class Gate:
             head,
             now=now,
             until=until,
-            fresh_until=stamp.exp,
+            fresh_until=fresh_until,
             older=older,
         )
 
@@ -296,86 +299,3 @@ class Gate:
             self._state.set_quarantine, Quarantine(row.share, code, detail, self._clock.now())
         )
         return MeshkitError(code, detail)
-
-
-def _capsules(found: ShareState, row: ShareRow, key: EncryptionKey) -> dict[bytes, Capsule]:
-    """The capsules for this row that the share's owner signed, by record hash."""
-    owner = {kid_of(row.owner_public): row.owner_public}
-    usable: dict[bytes, Capsule] = {}
-    others = 0
-    for blob in found.capsules:
-        try:
-            capsule = Capsule.parse(blob, owner)
-        except MeshkitError:
-            continue
-        if capsule.share != row.share or capsule.grant != row.grant:
-            continue
-        if capsule.oid != row.oid or (row.grant == "snapshot" and capsule.id != row.ref):
-            continue
-        if capsule.to != key.kid:
-            others += 1
-            continue
-        usable[record_hash(blob)] = capsule
-    if not usable:
-        if others:
-            raise MeshkitError("recipient_not_authorized", "the capsules here are for other keys")
-        raise MeshkitError("capsule_not_found", f"share {row.share.hex()[:8]} of {row.owner_handle}")
-    return usable
-
-
-def _roster(found: ShareState, row: ShareRow, mark: Mark) -> tuple[Roster, bytes]:
-    """The newest roster, signed by the owner and not older than one already seen."""
-    if found.roster is None:
-        raise MeshkitError("freshness_unproven", "the metadata store has no roster for this share")
-    owner = {kid_of(row.owner_public): row.owner_public}
-    try:
-        roster = Roster.parse(found.roster, owner)
-    except MeshkitError as error:
-        raise MeshkitError("freshness_unproven", f"the roster is not the owner's: {error.detail}") from error
-    if roster.share != row.share:
-        raise MeshkitError("freshness_unproven", "the roster offered belongs to another share")
-    seen = record_hash(found.roster)
-    if roster.seq < mark.roster_seq:
-        # The way out stands here because the general remedy cannot know that the store went back.
-        raise MeshkitError(
-            "freshness_unproven",
-            f"roster {roster.seq} offered, {mark.roster_seq} was seen; if the store was restored from a "
-            "backup on purpose: 'meshkitfs share accept-rollback SHARE'",
-        )
-    if roster.seq == mark.roster_seq and seen != mark.roster_hash:
-        raise MeshkitError("freshness_unproven", f"two different rosters {roster.seq}")
-    return roster, seen
-
-
-def _listed(capsules: dict[bytes, Capsule], roster: Roster, row: ShareRow) -> tuple[Capsule, bytes]:
-    """The newest of ``capsules`` that the roster lists."""
-    listed = [(capsule, digest) for digest, capsule in capsules.items() if digest in roster.caps]
-    if row.grant == "live":
-        listed = [(capsule, digest) for capsule, digest in listed if capsule.epoch == roster.epoch]
-    if not listed:
-        latest = max(capsule.exp for capsule in capsules.values())
-        if latest <= roster.iat:
-            # By the owner's own clock it had run out: that is why the owner no longer lists it.
-            raise MeshkitError("share_expired", f"expired {roster.iat - latest} s before roster {roster.seq}")
-        raise MeshkitError("share_revoked", f"roster {roster.seq} of {row.owner_handle} no longer lists it")
-    return max(listed, key=lambda pair: (pair[0].seq, pair[0].exp))
-
-
-def _timestamp(found: ShareState, roster: Roster, roster_hash: bytes, now: int) -> Timestamp:
-    """The service's proof that the roster is the newest one, fresh at ``now``."""
-    if found.timestamp is None:
-        raise MeshkitError("freshness_unproven", "the metadata store gives no timestamp")
-    keys = {kid_of(public): public for public in roster.timestamp_keys}
-    try:
-        stamp = Timestamp.parse(found.timestamp, keys)
-    except MeshkitError as error:
-        raise MeshkitError("freshness_unproven", f"the timestamp is not usable: {error.detail}") from error
-    if stamp.share != roster.share or stamp.roster != roster_hash:
-        raise MeshkitError("freshness_unproven", "the timestamp is for another roster")
-    if stamp.iat > now + SKEW_S:
-        raise MeshkitError("freshness_unproven", f"the timestamp is from {stamp.iat - now} s in the future")
-    if now >= stamp.exp:
-        raise MeshkitError("freshness_unproven", f"the timestamp ran out {now - stamp.exp} s ago")
-    if now >= roster.exp:
-        raise MeshkitError("freshness_unproven", f"the roster ran out {now - roster.exp} s ago")
-    return stamp

@@ -14,7 +14,24 @@ from meshkitfs.shares._share import Services, Share
 from meshkitfs.shares._tree import Tree, check_name, posix
 
 __all__ = [
-    "AccessChanged", "BlockReader", "Budget", "DirNode", "Event", "FileNode", "Invitation", "NameChanged", "Node",
-    "NodeChanged", "PublishFailed", "Services", "Share", "ShareBook", "SymlinkNode", "Terms", "Tree", "check_name",
-    "check_share_name", "posix",
-]  # fmt: skip
+    "AccessChanged",
+    "BlockReader",
+    "Budget",
+    "DirNode",
+    "Event",
+    "FileNode",
+    "Invitation",
+    "NameChanged",
+    "Node",
+    "NodeChanged",
+    "PublishFailed",
+    "Services",
+    "Share",
+    "ShareBook",
+    "SymlinkNode",
+    "Terms",
+    "Tree",
+    "check_name",
+    "check_share_name",
+    "posix",
+]

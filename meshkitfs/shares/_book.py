@@ -333,10 +333,11 @@ class ShareBook:
             share.row.share, share.row.oid, old.seq + 1, old.epoch + bool(key), members, now,
             old.timestamp_keys, old.minver,
         )  # fmt: skip
+        signed = roster.sign(self._identity().signing)
         publication = Publication(
             share.row.share,
             expect_roster=old.seq,
-            roster=roster.sign(self._identity().signing),
+            roster=signed,
             roster_seq=roster.seq,
             roster_epoch=roster.epoch,
             capsules=tuple((m.encryption_kid, m.capsule_id, m.blob) for m in fresh),
@@ -353,6 +354,11 @@ class ShareBook:
                 services.state.set_members, [replace(member, revoked=now) for member in fresh]
             )
             raise
+        # This device has seen the roster it made: no other may take its place, not even of the same number.
+        seen = replace(
+            services.state.mark(share.row.share), roster_seq=roster.seq, roster_hash=record_hash(signed)
+        )
+        await trio.to_thread.run_sync(services.state.raise_mark, share.row.share, seen)
         kept = {member.capsule_id for member in members}
         ended = [replace(member, revoked=now) for member in before if member.capsule_id not in kept]
         await trio.to_thread.run_sync(services.state.set_members, ended)
@@ -439,8 +445,11 @@ class ShareBook:
         services, row, trace = self._services, share.row, Trace()
         try:
             await services.gate.open(row, "list", trace)
-        except MeshkitError:
-            if not any(step.code for step in trace.steps if step.name in ("roster", "head")):
+        except MeshkitError as error:
+            older_roster = error.code == "freshness_unproven" and any(
+                step.code for step in trace.steps if step.name == "roster"
+            )
+            if error.code not in ("head_rollback", "head_fork") and not older_roster:
                 raise
         else:
             raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")

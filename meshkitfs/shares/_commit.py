@@ -363,7 +363,8 @@ async def _write_directory(
     entries: tuple[Entry, ...] | None = None
     pages: list[PageRef] = []
     if item.inline:
-        assert len(item.parts) == 1 and item.parts[0].items is not None
+        assert len(item.parts) == 1
+        assert item.parts[0].items is not None
         entries = tuple(_entry_of(name, child, frozen) for name, child in item.parts[0].items)
         frozen.written.append((item.parts[0].part, b"inline"))
     else:

@@ -142,7 +142,7 @@ class FileContent:
         return out
 
     async def _bring(self, grant: Grant, i: int) -> memoryview | None:
-        """Load block ``i`` into the plaintext cache; None where there is a hole, or was when it was looked up."""
+        """Load block ``i`` into the plaintext cache; None if there is, or was, a hole."""
         table, step = self.table, self.block_size
         ref = await self.ref(grant, i)
         if ref == HOLE:

@@ -1,9 +1,9 @@
-"""Bringing the tree in memory to a head that somebody else published, without losing what was done here.
+"""Deciding what becomes of a share that two sides changed at once. Nothing is changed here; see `_graft`.
 
-Three versions of each directory are compared entry by entry: the base both sides started from, theirs, and
-ours (what the last local commit recorded). A side that did not change a name takes the other's; a name that
-both changed keeps theirs, and ours stays beside it under a conflict name. Subtrees whose references are
-equal are not looked into. The caller has made sure that nothing changes here meanwhile.
+Three versions are compared object by object: the base that both sides started from, theirs (published
+first), and ours (the last local commit). Where an object is, what its attributes are and what it contains
+are decided apart, so a rename here and an edit there are both kept. What both sides changed stays theirs, and
+ours stays beside it under a conflict name. Removing a file loses against changing it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from meshkitfs.core.entries import DIR, FILE, Entry
-from meshkitfs.core.manifest import DirManifest
+from meshkitfs.core.entries import DIR, FILE, HARDLINK, Entry
+from meshkitfs.core.manifest import DirManifest, RootAttrs
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Grant
-from meshkitfs.shares._events import Event, NameChanged, NodeChanged
-from meshkitfs.shares._nodes import Child, DirNode, FileNode, Node, inode_number
-from meshkitfs.shares._tree import Tree, children_of
+from meshkitfs.shares._versions import LINKS, Changes, Key, Library, Place, State, diff
 
-__all__ = ["Merge", "conflict_name", "links_entry"]
+__all__ = ["Merge", "Plan", "conflict_name"]
 
-Listing = dict[bytes, Entry]
-Loaded = tuple[DirManifest, list[tuple[Entry, ...]]]
+_T = TypeVar("_T")
 
 
 def conflict_name(name: bytes, who: str, when: datetime.date, taken: Callable[[bytes], bool]) -> bytes:
     """Return ``name`` with "(conflict WHO DATE)" before its extension, unlike any name that is ``taken``."""
     stem, extension = os.path.splitext(name)
+    if len(extension) > 64:
+        stem, extension = name, b""
     for number in range(1, 10_000):
         again = "" if number == 1 else f" {number}"
         mark = f" (conflict {who} {when.isoformat()}{again})".encode()
@@ -38,264 +38,396 @@ def conflict_name(name: bytes, who: str, when: datetime.date, taken: Callable[[b
     raise MeshkitError("head_conflict", "no free name for a conflict copy")
 
 
+@dataclass(slots=True)
+class Plan:
+    """What to do to their tree: ``edits`` by directory and name, None for a name that goes.
+
+    ``copies`` are files of ours that become new files: where, and the entry whose content they get.
+    ``above`` says where the directories on the way to an edit are. ``root`` are the attributes of the root
+    if they are not theirs. A plan without anything takes over their tree as it is.
+    """
+
+    edits: dict[bytes, dict[bytes, Entry | None]] = field(default_factory=dict)
+    copies: dict[Place, Entry] = field(default_factory=dict)
+    above: set[bytes] = field(default_factory=set)
+    root: RootAttrs | None = None
+    conflicts: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Object:
+    """One object in the three versions, and its fate: where it ends up, None if it is gone."""
+
+    base: State | None
+    ours: State | None
+    theirs: State | None
+    fate: State | None = None
+
+
 class Merge:
-    """One run of bringing ``tree`` from its base to ``theirs``."""
+    """One merge of ``ours`` into ``theirs``, given as root manifests; ``who`` and ``day`` name conflict copies."""
 
     def __init__(
-        self, tree: Tree, grant: Grant, ref: bytes, who: str, now: float, emit: Callable[[Event], None]
-    ) -> None:
-        self._tree = tree
-        self._grant = grant
-        self._ref = ref
+        self, library: Library, base: DirManifest, ours: DirManifest, theirs: DirManifest, who: str, day: datetime.date
+    ) -> None:  # fmt: skip
+        self._library = library
+        self._base, self._ours, self._theirs = base, ours, theirs
         self._who = who
-        self._day = datetime.datetime.fromtimestamp(now, datetime.UTC).date()
-        self._emit = emit
-        # Nodes that lost their name on the way; those that found no new one are gone at the end.
-        self._homeless: dict[Node, None] = {}
-        self.conflicts: list[bytes] = []
+        self._day = day
+        self._objects: dict[Key, _Object] = {}
+        # Ours of what both sides wrote.
+        self._clashes: list[bytes] = []
+        self._plan = Plan()
 
-    async def run(self, base: DirManifest, theirs: DirManifest) -> None:
-        """Merge the roots and all below them, and the link table."""
-        tree = self._tree
-        root = tree.root
-        assert isinstance(root, DirNode)  # a single-file share has one version only
-        await self._links(base, theirs)
-        if root.children is not None:
-            await self._directory(root, await self._whole(base), await self._whole(theirs))
-        if theirs.root is not None and (base.root == self._root_attrs(root) or base.root != theirs.root):
-            root.mode, root.mtime_ns, root.ctime_ns, extra = theirs.root
-            root.xattrs = dict((extra or {}).get("x", ()))
-            self._emit(NodeChanged(root.ino, False))
-        for node in self._homeless:
-            if node.parent is None:
-                node.nlink = 0
-                tree.dirty.discard(node)
-                tree.evict(node)
+    async def run(self) -> Plan:
+        """Return the plan. Reads directories of all three versions; raises what that raises."""
+        mine = await diff(self._library, self._base, self._ours)
+        others = await diff(self._library, self._base, self._theirs)
+        for key in {*mine.before, *mine.after, *others.before, *others.after}:
+            base = mine.before.get(key) or others.before.get(key)
+            self._objects[key] = _Object(base, _in(mine, key, base), _in(others, key, base))
+        await self._add_linked()
+        for key, item in self._objects.items():
+            item.fate = self._fate(key, item)
+        self._follow_renames_of_linked()
+        self._count_links()
+        self._revive_directories()
+        while self._break_cycle():
+            self._revive_directories()
+        await self._settle_clashes_of_names()
+        await self._copy_clashes()
+        self._write_edits()
+        self._merge_root()
+        return self._plan
+
+    # -- objects -----------------------------------------------------------------------------------
+
+    def _fate(self, key: Key, item: _Object) -> State | None:
+        base, ours, theirs = item.base, item.ours, item.theirs
+        if isinstance(key, tuple):
+            gone = base is not None and (ours is None or theirs is None)
+            return None if gone else theirs or ours
+        if ours is None or theirs is None:
+            left = ours or theirs
+            if left is None or base is None:
+                return left
+            # Removed on one side. A directory lives on only for what lives in it.
+            return left if left != base and left.entry.kind != DIR else None
+        entry, clash = _merged(base and base.entry, ours.entry, theirs.entry)
+        if clash:
+            self._clashes.append(key)
+        return State(self._place(base, ours, theirs), entry)
 
     @staticmethod
-    def _root_attrs(root: DirNode) -> tuple[object, ...]:
-        extra = {"x": root.extra()["x"]} if root.xattrs else None
-        return (root.mode, root.mtime_ns, root.ctime_ns, extra)
+    def _place(base: State | None, ours: State, theirs: State) -> Place:
+        if base is None or ours.place == base.place or ours.place == theirs.place:
+            return theirs.place
+        if theirs.place == base.place or ours.place.directory == LINKS:
+            return ours.place
+        return theirs.place
 
-    async def _whole(self, manifest: DirManifest) -> Loaded:
-        return manifest, await self._tree.read_pages(self._grant, manifest)
+    # -- hard links ----------------------------------------------------------------------------------
 
-    async def _links(self, base: DirManifest, theirs: DirManifest) -> None:
-        tree, links = self._tree, self._tree.links
-        if theirs.links is None or theirs.links == base.links:
+    async def _add_linked(self) -> None:
+        """Add the objects that changed names of hard links mean, where only the names changed."""
+        missing = {key[2] for key in self._objects if isinstance(key, tuple)} - self._objects.keys()
+        if not missing:
             return
-        their_entry = links_entry(theirs)
-        if base.links is None or base.links_oid != theirs.links_oid:
-            # Both sides may have begun a table of their own: theirs is kept, our objects move into it.
-            ours = dict(children_of(links)) if links.children else {}
-            links.oid = theirs.links_oid
-            links.entry = their_entry
-            links.version = their_entry.ver
-            links.children = None
-            await tree.load(self._grant, links)
-            for name, child in ours.items():
-                links.put(name, child)
-                tree.mark(links)
-            return
-        if links.children is not None:
-            base_loaded = await tree.read_directory(self._grant, links_entry(base))
-            await self._directory(links, base_loaded, await tree.read_directory(self._grant, their_entry))
-        links.entry = their_entry
-        links.version = max(links.version, their_entry.ver)
+        for manifest in (self._theirs, self._ours):
+            table = await self._library.links(manifest)
+            for entry in table.entries() if table is not None else ():
+                if entry.oid in missing:
+                    missing.discard(entry.oid)
+                    state = State(Place(LINKS, entry.name), entry)
+                    self._objects[entry.oid] = _Object(state, state, state)
 
-    # -- one directory -----------------------------------------------------------------------------
+    def _follow_renames_of_linked(self) -> None:
+        """One side gave a file a second name while the other renamed it: the first name is the new one."""
+        for key, item in list(self._objects.items()):
+            if isinstance(key, tuple) or item.fate is None or item.fate.place.directory != LINKS:
+                continue
+            base = item.base
+            if base is None or base.place.directory == LINKS:
+                continue
+            old = self._objects.get((*base.place, key))
+            for side in (item.ours, item.theirs):
+                moved = side is not None and side.place.directory != LINKS and side.place != base.place
+                if side is not None and moved and old is not None and old.fate is not None:
+                    name = replace(old, fate=State(side.place, old.fate.entry._replace(name=side.place.name)))
+                    # The old name goes from wherever it stands; the new one stands nowhere yet.
+                    self._objects[(*side.place, key)] = _Object(None, None, None, name.fate)
+                    old.fate = None
 
-    async def _directory(self, node: DirNode, base: Loaded | None, theirs: Loaded) -> None:
-        before = dict(children_of(node))
-        base_list = _listing(base) if base is not None else {}
-        their_list = _listing(theirs)
-        ours: Listing = {}
-        for name, child in before.items():
-            entry = child if isinstance(child, Entry) else child.entry
-            if entry is not None:
-                ours[name] = entry if entry.name == name else entry._replace(name=name)
-        ours_changed = {
-            name for name in ours.keys() | base_list.keys() if ours.get(name) != base_list.get(name)
-        }
-        keep: dict[bytes, Child] = {}
-        for name, entry in their_list.items():
-            known = self._known(node, name, entry, before, ours_changed)
-            if known is not None:
-                keep[name] = known
-        node.fill(theirs[0], theirs[1], keep)
-        for name, child in before.items():
-            if (
-                isinstance(child, Node)
-                and child.parent is node
-                and child.name == name
-                and keep.get(name) is not child
-            ):
-                child.parent = None
-                self._homeless[child] = None
-        for name, child in keep.items():
-            assert isinstance(child, Node)
-            child.parent, child.name = node, name
-            if name not in ours_changed:
-                await self._update(child, base_list.get(name), their_list[name])
-        for name in sorted(ours_changed):
-            await self._reapply(
-                node, name, before.get(name), ours.get(name), base_list.get(name), their_list.get(name)
-            )
-        for name in before.keys() | children_of(node).keys():
-            if before.get(name) != children_of(node).get(name):
-                old = before.get(name)
-                gone = old.ino if isinstance(old, Node) and old.parent is None else 0
-                self._emit(NameChanged(node.ino, name, gone))
-        self._emit(NodeChanged(node.ino, False))
+    def _count_links(self) -> None:
+        """Give each linked object the number of its names; without one it goes, unless it was changed."""
+        names: dict[bytes, list[_Object]] = {}
+        for key, item in self._objects.items():
+            if isinstance(key, tuple):
+                names.setdefault(key[2], []).append(item)
+        for oid, item in list(self._objects.items()):
+            if isinstance(oid, tuple):
+                continue
+            fate = item.fate
+            mine = names.get(oid, [])
+            if fate is None and any(name.fate for name in mine):
+                fate = item.theirs or item.ours or item.base
+            if fate is None or fate.place.directory != LINKS:
+                continue
+            base = item.base
+            count = 0
+            if base is not None and base.place.directory == LINKS:
+                count = (base.entry.extra or {}).get("nlink", 1)
+            count += sum((name.fate is not None) - (name.base is not None) for name in mine)
+            if count < 1:
+                if base is not None and all(side is None or side.entry.ref == base.entry.ref for side in item_sides(item)):
+                    item.fate = None
+                    continue
+                for name in mine:
+                    name.fate = name.fate or name.theirs or name.ours
+                count = sum(name.fate is not None for name in mine)
+            extra = (fate.entry.extra or {}) | {"nlink": max(1, count)}
+            item.fate = State(fate.place, fate.entry._replace(extra=extra))
 
-    def _known(
-        self, node: DirNode, name: bytes, entry: Entry, before: dict[bytes, Child], ours_changed: set[bytes]
-    ) -> Node | None:
-        """Return the node in memory that their ``entry`` means, so that open files and inodes live on."""
-        here = before.get(name)
-        if isinstance(here, Node) and here.oid == entry.oid and here.kind == entry.kind:
-            return here
-        if name in ours_changed:
-            return None
-        elsewhere = self._tree.nodes.get(inode_number(self._ref, entry.oid))
-        if (
-            elsewhere is None
-            or elsewhere.kind != entry.kind
-            or elsewhere.linked != (node is self._tree.links)
-        ):
-            return None
-        # They moved it: the place it had here is overwritten when that directory is merged.
-        return elsewhere
+    # -- directories ---------------------------------------------------------------------------------
 
-    async def _update(self, node: Node, base: Entry | None, theirs: Entry) -> None:
-        """Bring a node that only they changed to their entry."""
-        old = node.entry
-        if old == theirs:
-            return
-        if isinstance(node, DirNode) and node.children is not None and (old is None or old.ref != theirs.ref):
-            base_loaded = None
-            if base is not None and base.kind == DIR and base.oid == theirs.oid:
-                base_loaded = await self._tree.read_directory(self._grant, base)
-            await self._directory(node, base_loaded, await self._tree.read_directory(self._grant, theirs))
-        content = isinstance(node, FileNode) and (old is None or old.ref != theirs.ref)
-        if isinstance(node, FileNode) and content:
-            node.content = None
-            node.kernel_current = False
-        dirty = node.dirty
-        node.adopt(theirs)
-        if dirty:
-            self._tree.mark(node)
-        self._emit(NodeChanged(node.ino, content))
+    def _top(self, directory: bytes) -> bool:
+        return directory in (self._base.oid, LINKS)
 
-    async def _reapply(
-        self,
-        node: DirNode,
-        name: bytes,
-        child: Child | None,
-        ours: Entry | None,
-        base: Entry | None,
-        theirs: Entry | None,
-    ) -> None:
-        """Put what we did to ``name`` on top of their directory."""
-        tree = self._tree
-        if ours == theirs:
+    def _revive_directories(self) -> None:
+        """A directory that one side removed comes back if something in it lives."""
+        waiting = [item.fate for item in self._objects.values() if item.fate is not None]
+        while waiting:
+            directory = waiting.pop().place.directory
+            item = self._objects.get(directory)
+            if not self._top(directory) and item is not None and item.fate is None:
+                item.fate = item.theirs or item.ours
+                if item.fate is not None:
+                    waiting.append(item.fate)
+
+    def _break_cycle(self) -> bool:
+        """Find a directory that both sides' moves have put below itself, and take one of ours back."""
+        sound: set[bytes] = set()
+        for key, item in self._objects.items():
+            if isinstance(key, tuple) or item.fate is None or item.fate.entry.kind != DIR:
+                continue
+            path: list[bytes] = []
+            at = key
+            while at not in sound and at not in path:
+                above = self._objects.get(at)
+                if above is None or above.fate is None:
+                    break
+                path.append(at)
+                at = above.fate.place.directory
+            if at in path:
+                for oid in path[path.index(at) :]:
+                    member = self._objects[oid]
+                    assert member.fate is not None  # it is on the path
+                    if member.theirs is not None and member.fate.place != member.theirs.place:
+                        member.fate = State(member.theirs.place, member.fate.entry)
+                        return True
+                raise MeshkitError("invalid_envelope", "a directory stands below itself")
+            sound.update(path)
+        return False
+
+    # -- names -----------------------------------------------------------------------------------------
+
+    async def _settle_clashes_of_names(self) -> None:
+        """Where two objects want one name: directories become one, of others ours takes a conflict name."""
+        while True:
+            wanted: dict[Place, list[Key]] = {}
+            for key, item in self._objects.items():
+                if item.fate is not None:
+                    wanted.setdefault(item.fate.place, []).append(key)
+            clashes = [(place, keys) for place, keys in wanted.items() if len(keys) > 1]
+            if not clashes:
+                return
+            if any([self._unite(place, keys) for place, keys in clashes]):
+                continue
+            for place, keys in clashes:
+                keys.sort(key=lambda key: self._claim(key, place))
+                for key in keys[1:]:
+                    item = self._objects[key]
+                    assert item.fate is not None  # it wants a name
+                    spare = await self._spare(place, wanted)
+                    wanted[spare] = [key]
+                    item.fate = State(spare, item.fate.entry)
+
+    def _claim(self, key: Key, place: Place) -> tuple[int, str]:
+        """Rank a claim on ``place``: theirs that is there already, then theirs, then ours."""
+        item = self._objects[key]
+        rank = 0 if item.theirs is not None and item.theirs.place == place else 1 if item.theirs else 2
+        return rank, repr(key)
+
+    def _unite(self, place: Place, keys: list[Key]) -> bool:
+        """Both made a directory of that name: what is in ours goes into theirs."""
+        new = [key for key in keys if isinstance(key, bytes) and self._is_new_directory(self._objects[key])]
+        mine = [key for key in new if self._objects[key].theirs is None]
+        others = [key for key in new if self._objects[key].theirs is not None]
+        if not others or not mine:
+            return False
+        for item in self._objects.values():
+            if item.fate is not None and item.fate.place.directory in mine:
+                item.fate = State(Place(others[0], item.fate.place.name), item.fate.entry)
+        for key in mine:
+            self._objects[key].fate = None
+        return True
+
+    @staticmethod
+    def _is_new_directory(item: _Object) -> bool:
+        return item.base is None and item.fate is not None and item.fate.entry.kind == DIR
+
+    async def _spare(self, place: Place, wanted: dict[Place, list[Key]]) -> Place:
+        """Return a free conflict name beside ``place``."""
+        there = await self._listing(place.directory)
+
+        def taken(name: bytes) -> bool:
+            return name in there or Place(place.directory, name) in wanted
+
+        spare = Place(place.directory, conflict_name(place.name, self._who, self._day, taken))
+        self._plan.conflicts.append(spare.name)
+        return spare
+
+    async def _listing(self, directory: bytes) -> dict[bytes, Entry]:
+        """Return the names of a directory before it is edited."""
+        if directory == self._base.oid:
+            return (await self._library.root(self._theirs)).listing()
+        item = self._objects.get(directory)
+        assert item is not None and item.fate is not None  # only what changed has clashes in it
+        return (await self._library.directory(item.fate.entry)).listing()
+
+    async def _copy_clashes(self) -> None:
+        """What both sides wrote goes on as theirs; ours becomes a new file beside it."""
+        wanted = {item.fate.place: [key] for key, item in self._objects.items() if item.fate is not None}
+        for oid in self._clashes:
+            item = self._objects[oid]
+            assert item.fate is not None and item.ours is not None  # both sides have it
+            place = item.fate.place
+            if place.directory == LINKS:
+                place = await self._some_name(oid)
+            spare = await self._spare(place, wanted)
+            wanted[spare] = [oid]
+            self._plan.copies[spare] = item.ours.entry
+
+    async def _some_name(self, oid: bytes) -> Place:
+        """Return a name of a hard-linked object, looking through their whole tree if need be."""
+        for key, item in self._objects.items():
+            if isinstance(key, tuple) and key[2] == oid and item.fate is not None:
+                return item.fate.place
+        waiting = [(self._base.oid, await self._library.root(self._theirs))]
+        seen: dict[bytes, State] = {}
+        while waiting:
+            directory, found = waiting.pop()
+            for entry in found.entries():
+                place = Place(directory, entry.name)
+                if entry.kind == HARDLINK and entry.oid == oid and self._alive(directory):
+                    while not self._top(directory):
+                        state = seen[directory]
+                        self._objects.setdefault(directory, _Object(state, state, state, state))
+                        directory = state.place.directory
+                    return place
+                if entry.kind == DIR and entry.oid not in seen:
+                    seen[entry.oid] = State(place, entry)
+                    waiting.append((entry.oid, await self._library.directory(entry)))
+        return Place(self._base.oid, oid.hex().encode())
+
+    # -- the result ------------------------------------------------------------------------------------
+
+    def _alive(self, directory: bytes) -> bool:
+        item = self._objects.get(directory)
+        return item is None or item.fate is not None
+
+    def _from_theirs(self, directory: bytes) -> bool:
+        """Whether a directory is made from theirs; else it exists in ours only, and is made from that."""
+        if directory == LINKS:
+            return self._theirs.links is not None
+        item = self._objects.get(directory)
+        return item is None or item.theirs is not None
+
+    def _write_edits(self) -> None:
+        edits = self._plan.edits
+        for item in self._objects.values():
+            fate = item.fate
+            if fate is not None:
+                fate = State(fate.place, fate.entry._replace(name=fate.place.name))
+            stands = [
+                state
+                for state, from_theirs in ((item.theirs, True), (item.ours, False))
+                if state is not None
+                and self._alive(state.place.directory)
+                and self._from_theirs(state.place.directory) is from_theirs
+            ]
+            for state in stands:
+                if fate is None or fate.place != state.place:
+                    edits.setdefault(state.place.directory, {}).setdefault(state.place.name, None)
+            if fate is not None and fate not in stands:
+                edits.setdefault(fate.place.directory, {})[fate.place.name] = fate.entry
+        for directory in [*edits, *(place.directory for place in self._plan.copies)]:
+            while not self._top(directory) and directory not in self._plan.above:
+                self._plan.above.add(directory)
+                fate = self._objects[directory].fate
+                assert fate is not None  # edits are made in what lives
+                directory = fate.place.directory
+
+    def _merge_root(self) -> None:
+        base, ours, theirs = (_root_entry(version) for version in (self._base, self._ours, self._theirs))
+        if base is None or ours is None or theirs is None:
             return
-        if theirs == base:
-            if ours is None or child is None:
-                node.drop(name)
-            else:
-                self._place(node, name, child)
-            tree.mark(node)
-            return
-        if ours is None or child is None:
-            return  # we removed what they changed: their change lives
-        if theirs is None:
-            self._place(node, name, child)  # they removed what we changed: our change lives
-            tree.mark(node)
-            return
-        if ours.kind == theirs.kind == DIR and ours.oid == theirs.oid:
-            await self._both_changed_directory(node, name, child, base, theirs)
-        elif node is tree.links:
-            self._place(node, name, child)
-            tree.mark(node)
-        elif ours.oid == theirs.oid and ours.ref == theirs.ref:
-            if isinstance(child, Node):  # attributes only: theirs
-                await self._update(child, base, theirs)
-        elif ours.oid == theirs.oid and base is not None and ours.ref == base.ref:
-            if isinstance(child, Node):  # their content, our attributes: the content counts
-                await self._update(child, base, theirs)
+        entry, _ = _merged(base, ours, theirs)
+        if entry != theirs:
+            self._plan.root = RootAttrs(entry.mode, entry.mtime_ns, entry.ctime_ns, entry.extra)
+
+
+def item_sides(item: _Object) -> tuple[State | None, State | None]:
+    return item.ours, item.theirs
+
+
+def _in(changes: Changes, key: Key, base: State | None) -> State | None:
+    return changes.after.get(key) if key in changes else base
+
+
+def _root_entry(manifest: DirManifest) -> Entry | None:
+    """Return the root's attributes in the form of an entry."""
+    if manifest.root is None:
+        return None
+    mode, mtime, ctime, extra = manifest.root
+    return Entry(b"", DIR, manifest.oid, mode, mtime, ctime, 0, 0, 0, b"", extra or None)
+
+
+def _pick(base: _T, ours: _T, theirs: _T) -> _T:
+    """Return what was changed; theirs, if both were."""
+    return ours if theirs == base else theirs
+
+
+def _merged(base: Entry | None, ours: Entry, theirs: Entry) -> tuple[Entry, bool]:
+    """Merge two entries of one object; also say whether both sides wrote a file, so that ours needs a copy.
+
+    A directory's reference is always theirs: what ours has in it is decided object by object.
+    """
+    clash = False
+    source = theirs
+    if theirs.kind != DIR and ours.ref != theirs.ref and (base is None or ours.ref != base.ref):
+        if base is not None and theirs.ref == base.ref:
+            source = ours
         else:
-            await self._keep_both(node, name, child, ours, theirs)
-
-    def _place(self, node: DirNode, name: bytes, child: Child) -> None:
-        node.put(name, child)
-        if isinstance(child, Node):
-            child.parent, child.name = node, name
-            self._homeless.pop(child, None)
-
-    async def _both_changed_directory(
-        self, node: DirNode, name: bytes, child: Child, base: Entry | None, theirs: Entry
-    ) -> None:
-        tree = self._tree
-        if isinstance(child, Entry):
-            # Ours is known only by its entry: bring it into memory to merge into it.
-            node.put(name, child)
-            child = tree.node_of(node, name)
-        assert isinstance(child, DirNode)
-        self._place(node, name, child)
-        await tree.load(self._grant, child)
-        base_loaded = None
-        if base is not None and base.kind == DIR and base.oid == theirs.oid:
-            base_loaded = await tree.read_directory(self._grant, base)
-        await self._directory(child, base_loaded, await tree.read_directory(self._grant, theirs))
-        child.mtime_ns = max(child.mtime_ns, theirs.mtime_ns)
-        child.version = max(child.version, theirs.ver)
-        tree.mark(child)
-        self._emit(NodeChanged(child.ino, False))
-
-    async def _keep_both(self, node: DirNode, name: bytes, child: Child, ours: Entry, theirs: Entry) -> None:
-        """Keep theirs under the name and ours beside it."""
-        tree = self._tree
-        spare = conflict_name(name, self._who, self._day, children_of(node).__contains__)
-        self.conflicts.append(spare)
-        if ours.oid != theirs.oid or ours.kind != FILE:
-            self._place(node, spare, child)
-            if isinstance(child, Node):
-                tree.mark(child)
-        else:
-            # The same file: it goes on as theirs, and our bytes become a new file beside it.
-            copy = tree.new_file(ours.mode)
-            copy.content = None
-            copy.entry = ours
-            (await tree.content(self._grant, copy)).fork(ours.oid)
-            copy.entry = None
-            copy.mtime_ns, copy.ctime_ns = ours.mtime_ns, ours.ctime_ns
-            copy.xattrs = dict((ours.extra or {}).get("x", ()))
-            self._place(node, spare, copy)
-            tree.mark(copy)
-            if isinstance(child, Node):
-                await self._update(child, ours, theirs)
-        tree.mark(node)
-
-
-def _listing(loaded: Loaded) -> Listing:
-    manifest, pages = loaded
-    entries = manifest.entries if manifest.entries is not None else (e for page in pages for e in page)
-    return {entry.name: entry for entry in entries}
-
-
-def links_entry(manifest: DirManifest) -> Entry:
-    """Return the entry that a root manifest's link table would have, had it a name."""
-    assert manifest.links is not None
-    return Entry(
-        b"links",
-        DIR,
-        manifest.links_oid,
-        0o700,
-        0,
-        0,
-        0,
-        manifest.links_epoch,
-        manifest.links_ver,
-        manifest.links,
-    )
+            clash = theirs.kind == FILE
+    if base is None:
+        return theirs, clash
+    if theirs.kind == FILE and ours.ref != theirs.ref:
+        mtime = source.mtime_ns
+    elif base.mtime_ns in (ours.mtime_ns, theirs.mtime_ns):
+        mtime = _pick(base.mtime_ns, ours.mtime_ns, theirs.mtime_ns)
+    else:
+        mtime = max(ours.mtime_ns, theirs.mtime_ns)
+    extra: dict[str, Any] = {k: v for k, v in (source.extra or {}).items() if k != "x"}
+    old, mine, others = (dict((entry.extra or {}).get("x", ())) for entry in (base, ours, theirs))
+    xattrs = {name: _pick(old.get(name), mine.get(name), others.get(name)) for name in {*mine, *others}}
+    pairs = [[name, value] for name, value in sorted(xattrs.items()) if value is not None]
+    if pairs:
+        extra["x"] = pairs
+    return source._replace(
+        name=theirs.name,
+        mode=_pick(base.mode, ours.mode, theirs.mode),
+        mtime_ns=mtime,
+        ctime_ns=max(ours.ctime_ns, theirs.ctime_ns),
+        extra=extra or None,
+    ), clash

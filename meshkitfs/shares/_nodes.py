@@ -81,7 +81,7 @@ class Node:
         self.atime_ns = entry.mtime_ns
         self.version = entry.ver
         extra = entry.extra or {}
-        self.xattrs = {name: value for name, value in extra.get("x", ())}
+        self.xattrs = dict(extra.get("x", ()))
         self.nlink = extra.get("nlink", 1)
         self.clean_generation = self.generation
 

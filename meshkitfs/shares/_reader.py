@@ -110,7 +110,7 @@ class BlockReader:
             done.set()
 
     async def ahead(self, grant: Grant, wanted: Sequence[tuple[bytes, Where]]) -> None:
-        """Bring blocks into memory before they are asked for, in one trip; trouble is left for the real read."""
+        """Bring blocks into memory ahead of a reader, in one trip; trouble is left for the real read."""
         missing = [
             (ref, where)
             for ref, where in wanted

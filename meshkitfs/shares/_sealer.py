@@ -126,8 +126,7 @@ class Sealer:
 
     async def _work(self) -> None:
         try:
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            while batch := self._next_batch():
                 await trio.to_thread.run_sync(self._seal, batch)
                 for job in batch:
                     self._finish(job)
@@ -136,6 +135,22 @@ class Sealer:
                     await trio.to_thread.run_sync(self._discard, garbage)
         finally:
             self._running -= 1
+
+    def _next_batch(self) -> list[SealJob]:
+        """Return the next jobs to do; those whose block was written again or cut off meanwhile are dropped."""
+        batch: list[SealJob] = []
+        while self._queue and len(batch) < BATCH:
+            job = self._queue.popleft()
+            if job.commit is None and job.content.sealing.get(job.index) is not job:
+                self._let_go(job)
+                job.done.set()
+            else:
+                batch.append(job)
+        return batch
+
+    def _let_go(self, job: SealJob) -> None:
+        self.budget.sealing -= len(job.plain)
+        self.hold(-len(job.plain))
 
     def _discard(self, garbage: list[bytes]) -> None:
         try:
@@ -159,8 +174,7 @@ class Sealer:
                 job.error = MeshkitError("internal_error", "a block could not be sealed; see the log")
 
     def _finish(self, job: SealJob) -> None:
-        self.budget.sealing -= len(job.plain)
-        self.hold(-len(job.plain))
+        self._let_go(job)
         if job.error is not None:
             self.error = job.error
             job.content.unsealed(job)

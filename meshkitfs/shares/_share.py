@@ -462,7 +462,7 @@ class Share:
         self.tree.evict(node)
 
     async def _publish(self, grant: Grant) -> bool:
-        """Upload the local commit and publish its head; False if somebody else was faster. Holds ``_cycle``."""
+        """Upload and publish the local commit; False if somebody else was faster. Holds ``_cycle``."""
         commit = self._pending
         if commit is None:
             return True

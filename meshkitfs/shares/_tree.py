@@ -146,9 +146,8 @@ class Tree:
             node.release_content()
             if node.content is not None or node.pins:
                 return
-        elif isinstance(node, DirNode) and node.children is not None:
-            if node in self._loading or any(True for _ in node.nodes()):
-                return
+        elif isinstance(node, DirNode) and (node in self._loading or any(True for _ in node.nodes())):
+            return
         parent = node.parent
         if parent.children is not None and parent.children.get(node.name) is node:
             parent.children[node.name] = node.entry._replace(name=node.name)
@@ -309,7 +308,8 @@ class Tree:
     def link(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Give ``node`` one more name. The link table must be loaded."""
         check_name(name)
-        assert parent.children is not None and self.links.children is not None
+        assert parent.children is not None
+        assert self.links.children is not None
         if isinstance(node, DirNode):
             raise posix(errno.EPERM)
         if name in parent.children:

@@ -48,7 +48,8 @@ CREATE INDEX members_by_share ON members(share);
 -- At most one unpublished tree per share: a newer local commit contains the older one.
 CREATE TABLE commits(
     share BLOB PRIMARY KEY, root BLOB NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL,
-    base_hash BLOB NOT NULL, base_root BLOB NOT NULL, base_epoch INTEGER NOT NULL, base_version INTEGER NOT NULL
+    base_hash BLOB NOT NULL, base_root BLOB NOT NULL, base_epoch INTEGER NOT NULL,
+    base_version INTEGER NOT NULL
 ) WITHOUT ROWID;
 -- Sealed blocks in the spool that a local commit names and the provider does not hold for certain yet.
 CREATE TABLE staged(digest BLOB PRIMARY KEY, share BLOB NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;

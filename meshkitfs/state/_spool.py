@@ -30,11 +30,15 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._base = str(directory)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for shard in range(256):
             (directory / f"{shard:02x}").mkdir(parents=True, exist_ok=True, mode=0o700)
         # Written since the last sync: what fsync has to cover.
         self._unsynced: set[bytes] = set()
+        # Discarded while a sync runs, which may be about to look at them.
+        self._gone: set[bytes] = set()
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
 
     def path(self, digest: bytes) -> str:
         name = digest.hex()
@@ -69,22 +73,33 @@ class Spool:
 
     def sync(self) -> None:
         """Make every block written so far durable."""
-        with self._lock:
-            waiting, self._unsynced = self._unsynced, set()
-        if not waiting:
-            return
-        try:
-            if len(waiting) > _SYNCFS_ABOVE:
-                self._syncfs()
-            else:
-                for digest in waiting:
-                    _fsync(self.path(digest))
-                for shard in {digest[0] for digest in waiting}:
-                    _fsync(f"{self._base}/{shard:02x}")
-        except OSError as error:
+        # One at a time: a second share's commit must not go on because the first has taken its blocks along.
+        with self._syncing:
             with self._lock:
-                self._unsynced |= waiting
-            raise _classified(error) from error
+                waiting, self._unsynced = self._unsynced, set()
+                self._gone.clear()
+            if not waiting:
+                return
+            try:
+                if len(waiting) > _SYNCFS_ABOVE:
+                    self._syncfs()
+                else:
+                    self._sync_each(waiting)
+            except OSError as error:
+                with self._lock:
+                    self._unsynced |= waiting - self._gone
+                raise _classified(error) from error
+
+    def _sync_each(self, waiting: set[bytes]) -> None:
+        for digest in waiting:
+            try:
+                _fsync(self.path(digest))
+            except FileNotFoundError:
+                with self._lock:
+                    if digest not in self._gone:
+                        raise
+        for shard in {digest[0] for digest in waiting}:
+            _fsync(f"{self._base}/{shard:02x}")
 
     def _syncfs(self) -> None:
         fd = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -100,6 +115,8 @@ class Spool:
         for digest in digests:
             with self._lock:
                 self._unsynced.discard(digest)
+                if self._syncing.locked():
+                    self._gone.add(digest)
             try:
                 os.unlink(self.path(digest))
             except FileNotFoundError:

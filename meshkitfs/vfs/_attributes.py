@@ -46,8 +46,8 @@ def attr_of(share: Share, node: Node) -> Attr:
         assert isinstance(node, SymlinkNode)  # there are no other kinds
         size, blocks = len(node.target), 0
     return Attr(
-        node.ino, _TYPES[node.kind] | node.mode, nlink, size, blocks, node.atime_ns, node.mtime_ns, node.ctime_ns,
-        seconds, seconds,
+        node.ino, _TYPES[node.kind] | node.mode, nlink, size, blocks, node.atime_ns, node.mtime_ns,
+        node.ctime_ns, seconds, seconds,
     )  # fmt: skip
 
 

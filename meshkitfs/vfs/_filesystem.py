@@ -226,7 +226,7 @@ class MeshFilesystem:
         return self._hand_out(share, child)
 
     def _remembered(self, parent: int, name: bytes, error: MeshkitError) -> Attr:
-        """Answer for a name of a refused share that the kernel was told before; raise ``error`` for others."""
+        """Answer for a name of a refused share the kernel was told before; raise ``error`` for others."""
         share, node = self._known(parent)
         child = (node.children or {}).get(name) if isinstance(node, DirNode) else None
         if isinstance(child, Node):

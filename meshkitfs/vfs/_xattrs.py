@@ -123,8 +123,8 @@ def _value(name: str, share: Share, node: Node | None, runtime: Runtime) -> str 
 
 
 _NAMES = (
-    "capabilities", "capsule", "cid", "expires", "freshness", "owner", "policy", "reason", "recipients", "rights",
-    "share", "state", "vault", "verified", "version",
+    "capabilities", "capsule", "cid", "expires", "freshness", "owner", "policy", "reason", "recipients",
+    "rights", "share", "state", "vault", "verified", "version",
 )  # fmt: skip
 
 

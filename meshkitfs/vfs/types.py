@@ -54,7 +54,7 @@ class Attr:
 
 @dataclass(slots=True)
 class SetAttr:
-    """The attributes a setattr call wants changed; None leaves one alone. ``mode`` has permission bits only."""
+    """The attributes a setattr call wants changed; None leaves one alone. ``mode`` is permission bits."""
 
     mode: int | None = None
     size: int | None = None
