@@ -138,8 +138,8 @@ _ROWS: Final = (
     # -- this device ------------------------------------------------------------------------------------
     ("state_corrupt", "integrity", _errno.EIO,
      "This device's own memory (state.db) is damaged or was written with another key.",
-     "Move it aside and run 'meshkitfs sync': published data is fetched again. Changes that were "
-     "never published are only in that file, so keep it."),
+     "Restore state.db from a backup. Keep the damaged file: the list of shares, and changes that were "
+     "never published, are only in it."),
     ("home_busy", "conflict", _errno.EBUSY,
      "Another meshkitfs process is using this home directory.",
      "Use the running mount (the commands talk to it), or end it with 'meshkitfs umount'."),
@@ -154,7 +154,7 @@ _ROWS: Final = (
      "Correct the named field; docs/operations.md lists them all."),
     ("invalid_cli_config", "config", _errno.EINVAL,
      "The configuration file cannot be read.",
-     "Correct the file, or write a new one with 'meshkitfs init'."),
+     "Correct the file; docs/operations.md has an example with every field."),
     ("keyvault_unavailable", "identity", _errno.EACCES,
      "The chosen key vault cannot be used on this machine.",
      "Choose another with --key-vault (secret-service, passphrase-file, plain-file)."),
@@ -189,6 +189,12 @@ _ROWS: Final = (
     ("share_not_found", "usage", _errno.ENOENT,
      "There is no share of that name here.",
      "'meshkitfs share list' shows the shares."),
+    ("not_owner", "access", _errno.EACCES,
+     "Only the owner of a share can do this.",
+     "Ask the owner; 'meshkitfs share show SHARE' names them."),
+    ("not_shared", "usage", _errno.ENOENT,
+     "Nobody of that name has access to this share.",
+     "'meshkitfs share show SHARE' lists who has."),
     ("share_exists", "usage", _errno.EEXIST,
      "There is already a share of that name here.",
      "Choose another name."),
@@ -213,7 +219,8 @@ _ROWS: Final = (
     # -- mounting ------------------------------------------------------------------------------------------
     ("fuse_missing", "mount", _errno.ENODEV,
      "/dev/fuse cannot be opened.",
-     "Load the module ('sudo modprobe fuse') or, in a container, pass the device in (--device /dev/fuse)."),
+     "Load the module ('sudo modprobe fuse'); in a container pass the device in (--device /dev/fuse). If it "
+     "is there but refused, an administrator has to let users open it (mode 0666 is usual)."),
     ("fusermount_missing", "mount", _errno.ENOENT,
      "The program fusermount3 is not installed or not set up for ordinary users.",
      "Install it: 'sudo apt-get install fuse3'."),

@@ -486,6 +486,16 @@ class View:
         """path -> bytes of a file, target of a symlink, None for a directory."""
         return {path: seen.data for path, seen in self.walk().items()}
 
+    def remove_tree(self, path):
+        """rm -r"""
+        for name in self.listdir(path):
+            below = f"{path}/{name}"
+            if stat.S_ISDIR(self.attr(below).mode):
+                self.remove_tree(below)
+            else:
+                self.unlink(below)
+        self.rmdir(path)
+
 
 class Refused(OSError):
     """A refusal or fault of ours, as the adapter shows it: an errno, and the code behind it."""

@@ -11,10 +11,15 @@ import errno
 import os
 import re
 import shutil
+import stat
+from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
 from devices import Device, World, pattern, scratch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from meshkitfs.errors import MeshkitError
 
@@ -58,6 +63,9 @@ class Play:
             assert not self.devices[name].share().dirty
         for tree in trees[1:]:
             assert tree == trees[0]
+        names = Counter(seen.ino for seen in trees[0].values())
+        for path, seen in trees[0].items():
+            assert stat.S_ISDIR(seen.mode) or seen.nlink == names[seen.ino], path
         for name in self.devices:
             self.restart(name)
             assert self.views[name].walk() == trees[0]
@@ -692,3 +700,193 @@ def test_three_people(world, place):
     }
     for device in play.devices.values():
         device.close()
+
+
+# -- any changes at all ----------------------------------------------------------------------------------------
+
+sides = st.sampled_from(("alice", "bob"))
+names = st.sampled_from(("a", "b", "c", "d"))
+picks = st.integers(0, 1 << 16)
+sizes = st.sampled_from((0, 10, 50, 20_000, 70_000, BIG))
+
+
+class Model(RuleBasedStateMachine):
+    """Two people do anything. In the end both see the same, and nothing that was acknowledged is missing.
+
+    Every write has a content of its own. One may be missing in the end only if somebody who saw it removed
+    or overwrote it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.place = scratch()
+        self.world = World()
+        self.play = Play(self.world, self.place, "bob")
+        self.number = 0
+        self.acknowledged = set()
+        self.removed = set()
+        self.work = 0
+
+    def teardown(self):
+        try:
+            if all(device.session is not None for device in self.play.devices.values()):
+                self.settle(["alice", "bob"])
+                for device in self.play.devices.values():
+                    device.close()
+        finally:
+            try:
+                self.world.close()
+            finally:
+                shutil.rmtree(self.place, ignore_errors=True)
+
+    def data(self, size):
+        self.number += 1
+        return f"<{self.number}>".encode() + pattern(self.number, size)
+
+    def visible(self, side):
+        return {data for data in self.play.as_(side).contents().values() if data}
+
+    def act(self, side, call):
+        """Do something as ``side``, up to date with what is published; note what it removes thereby."""
+        self.play.devices[side].refresh()
+        before = self.visible(side)
+        call(self.play.as_(side))
+        self.removed |= before - self.visible(side)
+        self.work += 1
+
+    def pick(self, side, number, *kinds):
+        found = sorted(
+            path for path, seen in self.play.as_(side).walk().items() if stat.S_IFMT(seen.mode) in kinds
+        )
+        return found[number % len(found)] if found else None
+
+    def new_path(self, side, number, name):
+        directory = self.pick(side, number, stat.S_IFDIR) if number % 3 else None
+        return f"{directory}/{name}" if directory and directory.count("/") < 3 else name
+
+    def free(self, side, path):
+        try:
+            self.play.as_(side).attr(path)
+        except OSError:
+            return True
+        return False
+
+    @rule(side=sides, where=picks, name=names, size=sizes)
+    def write(self, side, where, name, size):
+        self.play.devices[side].refresh()
+        path = self.new_path(side, where, name)
+        if self.free(side, path) or stat.S_ISREG(self.play.as_(side).attr(path).mode):
+            self.act(side, lambda view: view.write(path, self.data(size)))
+
+    @rule(side=sides, which=picks, size=sizes)
+    def append(self, side, which, size):
+        self.play.devices[side].refresh()
+        path = self.pick(side, which, stat.S_IFREG)
+        if path is not None:
+            self.act(side, lambda view: view.append(path, self.data(min(size, 70_000))))
+
+    @rule(side=sides, where=picks, name=names)
+    def mkdir(self, side, where, name):
+        self.play.devices[side].refresh()
+        path = self.new_path(side, where, name)
+        if self.free(side, path):
+            self.act(side, lambda view: view.mkdir(path))
+
+    @rule(side=sides, where=picks, name=names)
+    def symlink(self, side, where, name):
+        self.play.devices[side].refresh()
+        path = self.new_path(side, where, name)
+        if self.free(side, path):
+            self.act(side, lambda view: view.symlink(path, self.data(5)))
+
+    @rule(side=sides, which=picks, where=picks, name=names)
+    def link(self, side, which, where, name):
+        self.play.devices[side].refresh()
+        old, new = self.pick(side, which, stat.S_IFREG, stat.S_IFLNK), self.new_path(side, where, name)
+        if old is not None and self.free(side, new):
+            self.act(side, lambda view: view.link(old, new))
+
+    @rule(side=sides, which=picks)
+    def unlink(self, side, which):
+        self.play.devices[side].refresh()
+        path = self.pick(side, which, stat.S_IFREG, stat.S_IFLNK)
+        if path is not None:
+            self.act(side, lambda view: view.unlink(path))
+
+    @rule(side=sides, which=picks)
+    def remove_tree(self, side, which):
+        self.play.devices[side].refresh()
+        path = self.pick(side, which, stat.S_IFDIR)
+        if path is not None:
+            self.act(side, lambda view: view.remove_tree(path))
+
+    @rule(side=sides, which=picks, where=picks, name=names, flags=st.sampled_from((0, 0, 2)))
+    def rename(self, side, which, where, name, flags):
+        self.play.devices[side].refresh()
+        old = self.pick(side, which, stat.S_IFREG, stat.S_IFDIR, stat.S_IFDIR, stat.S_IFLNK)
+        new = self.new_path(side, where, name)
+        if old is None or (flags and self.free(side, new)):
+            return
+        if new == old or new.startswith(old + "/") or old.startswith(new + "/"):
+            return
+
+        def move(view):
+            try:
+                view.rename(old, new, flags)
+            except OSError as error:
+                assert error.errno in (errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
+
+        self.act(side, move)
+
+    @rule(side=sides, which=picks, mode=st.sampled_from((0o600, 0o755)), value=picks)
+    def attributes(self, side, which, mode, value):
+        self.play.devices[side].refresh()
+        path = self.pick(side, which, stat.S_IFREG, stat.S_IFDIR)
+        if path is not None:
+            self.play.as_(side).setattr(path, mode=mode)
+            self.play.as_(side).setxattr(path, f"user.{side}".encode(), str(value).encode())
+
+    @precondition(lambda self: self.work > 3)
+    @rule(side=sides)
+    def publish(self, side):
+        self.acknowledged |= self.visible(side)
+        self.play.flush(side)
+
+    @rule(side=sides)
+    def forget(self, side):
+        self.play.as_(side).forget_all()
+
+    @precondition(lambda self: self.work > 3)
+    @rule(side=sides)
+    def crash(self, side):
+        device = self.play.devices[side]
+        device.crash()
+        device.start()
+        self.play.views[side] = device.view()
+
+    @precondition(lambda self: self.work > 5)
+    @rule(order=st.permutations(("alice", "bob")))
+    def settle(self, order):
+        self.work = 0
+        for side in order:
+            self.acknowledged |= self.visible(side)
+        tree = self.play.settle(*order)
+        missing = self.acknowledged - self.removed - set(tree.values())
+        assert not missing, f"{len(missing)} contents are lost: {[data[:20] for data in missing]}"
+
+    @invariant()
+    def world_is_well(self):
+        assert self.world.well
+
+
+BASE = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+def test_any_changes_of_two():
+    run_state_machine_as_test(Model, settings=settings(BASE, max_examples=20, stateful_step_count=30))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_changes_of_two():
+    run_state_machine_as_test(Model, settings=settings(BASE, max_examples=500, stateful_step_count=60))

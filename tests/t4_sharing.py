@@ -47,7 +47,7 @@ def bob(pair):
 
 @pytest.fixture
 def give(alice, bob, request):
-    """A function that makes a share of alice's with one file, gives it to bob, and returns both directories."""
+    """A function that makes a share of alice's with a file and gives it to bob; returns both directories."""
 
     def give(rights="read", expires=None, name=None):
         name = name or request.node.name.removeprefix("test_")[:40]
@@ -115,7 +115,7 @@ def test_the_story(tmp_path):
 
         alice.cli("share", "revoke", "first", "bob")
         with fails(errno.EACCES):
-            open(theirs / "a.txt", "rb")
+            (theirs / "a.txt").read_bytes()
         shown = subprocess.run(
             ["getfattr", "--only-values", "-n", "user.meshkit.reason", theirs / "a.txt"],
             check=True,
@@ -131,9 +131,8 @@ def test_the_story(tmp_path):
         spoken = bob.run("explain", theirs / "a.txt").out
         assert explained["message"] in spoken
         assert explained["suggestion"] in spoken
-        (shown_to_alice,) = [share for share in alice.cli("share", "list")["shares"] if share["name"] == "first"]
-        assert shown_to_alice["epoch"] == 2
-        assert alice.cli("share", "show", "first")["recipients"] == []
+        shown_to_alice = alice.cli("share", "show", "first")
+        assert (shown_to_alice["epoch"], shown_to_alice["recipients"]) == (2, [])
 
         (alice.mnt / "notes").mkdir()
         assert {"first", "notes"} == {share["name"] for share in alice.cli("share", "list")["shares"]}
@@ -194,7 +193,7 @@ def test_appends_and_truncations_are_seen(give):
 
 
 def test_an_open_file_that_changes_shows_the_change_too(give):
-    """Not promised by close-to-open, but what is read must be one of the two versions, never a mixture."""
+    """Not promised by close-to-open; but what is read must be one of the two versions, never a mixture."""
     mine, theirs = give()
     old, new = b"o" * 400_000, b"n" * 400_000
     put(mine / "file", old)
@@ -227,7 +226,9 @@ def test_names_come_go_and_move(give):
     assert errno_of(os.open, theirs / "new", os.O_RDONLY) == errno.ENOENT
     # A stat of a name the kernel remembers may be old for as long as the notice takes, no longer.
     for gone in ("new", "directory", "link"):
-        wait_until(lambda gone=gone: errno_of(os.lstat, theirs / gone) == errno.ENOENT, f"{gone} to be gone", 5)
+        wait_until(
+            lambda gone=gone: errno_of(os.lstat, theirs / gone) == errno.ENOENT, f"{gone} to be gone", 5
+        )
 
     (mine / "moved/inner").unlink()
     (mine / "moved").rmdir()
@@ -359,7 +360,7 @@ def test_revocation_reaches_opens_lists_and_stats(alice, bob, give):
     # A second time there is nothing to take.
     with pytest.raises(CliFailure) as caught:
         alice.cli("share", "revoke", mine.name, "bob")
-    assert "contact_unknown" in str(caught.value)
+    assert "not_shared" in str(caught.value)
 
 
 def test_an_open_descriptor_dies_within_the_published_bound(alice, give):
@@ -394,7 +395,10 @@ def test_a_memory_map_dies_too(alice, give):
     data = os.urandom(300_000)
     put(mine / "file", data)
     reader = subprocess.Popen(
-        [sys.executable, "-c", MAPPED, theirs / "file"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", MAPPED, theirs / "file"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert int(reader.stdout.readline()) == sum(data[i] for i in range(0, len(data), mmap.PAGESIZE))
     bound = alice.ask("share.revoke", share=mine.name, recipient="bob")["bound_seconds"]
@@ -407,7 +411,7 @@ def test_granting_again_opens_it_again(alice, bob, give):
     mine, theirs = give()
     alice.ask("share.revoke", share=mine.name, recipient="bob")
     with fails(errno.EACCES):
-        open(theirs / "file", "rb")
+        (theirs / "file").read_bytes()
     put(mine / "file", b"written meanwhile")
     alice.ask("share.add", target=mine.name, recipient="bob", rights=["read"])
     assert (theirs / "file").read_bytes() == b"written meanwhile"
@@ -447,17 +451,22 @@ def test_a_grant_ends_by_itself(alice, bob, give):
     with open(theirs / "file", "rb", 0) as file:
         assert file.read() == b"first"
         wait_until(
-            lambda: errno_of(os.open, theirs / "file", os.O_RDONLY) == errno.EACCES, "the end of the grant", 10
+            lambda: errno_of(os.open, theirs / "file", os.O_RDONLY) == errno.EACCES,
+            "the end of the grant",
+            10,
         )
         wait_until(lambda: errno_of(os.pread, file.fileno(), 5, 0) == errno.EACCES, "the descriptor's end", 1)
     assert reason_code(theirs / "file") == "share_expired"
     explained = bob.explain(theirs / "file")
     assert explained["code"] == "share_expired"
-    assert next(step["step"] for step in explained["steps"] if step["result"] == "refused") == "validity"
-    # Also when the owner has published a roster that no longer lists what ran out.
+    # The roster, if alice's daemon has noticed already and shut him out; else his own device's clock.
+    assert [item["step"] for item in explained["steps"] if item["result"] == "refused"] in (
+        ["validity"],
+        ["roster"],
+    )
     alice.ask("share.revoke", share=add_third(alice, mine), recipient="carol")
     with fails(errno.EACCES):
-        open(theirs / "file", "rb")
+        (theirs / "file").read_bytes()
     assert reason_code(theirs / "file") == "share_expired"
 
 
@@ -469,6 +478,45 @@ def add_third(alice, mine):
             carol.init(beside=alice)
     alice.ask("share.add", target=mine.name, recipient="carol", rights=["read"])
     return mine.name
+
+
+def test_a_writer_whose_time_is_over_leaves_the_share_in_order(alice, bob, give):
+    """The newest version is his, and he is no writer any more: alice's daemon signs another one on top."""
+    mine, theirs = give("write", expires="2s")
+    put(theirs / "file", b"bob's last words")
+    wait_until(lambda: alice.share(mine.name)["epoch"] == 2, "bob to be shut out", 20)
+    assert reason_code(theirs) == "share_expired"
+    assert (mine / "file").read_bytes() == b"bob's last words"
+    assert reason(mine / "file") == "ok"
+    put(mine / "file", b"alice goes on")
+    alice.ask("share.add", target=mine.name, recipient="bob", rights=["read"])
+    assert (theirs / "file").read_bytes() == b"alice goes on"
+    assert [item["handle"] for item in alice.ask("share.show", share=mine.name)["recipients"]] == ["bob"]
+
+
+def test_a_writer_cannot_keep_a_revocation_from_happening(alice, give):
+    """Every version bob publishes in between makes alice begin again; she gets through all the same."""
+    mine, theirs = give("write")
+    busy = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys\n"
+            "for i in range(1000000):\n"
+            "    with open(f'{sys.argv[1]}/busy', 'wb') as f:\n"
+            "        f.write(b'%d' % i); f.flush(); os.fsync(f.fileno())\n"
+            "    if i == 3: print(flush=True)\n",
+            theirs,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert busy.stdout.readline() == b"\n"
+    alice.ask("share.revoke", share=mine.name, recipient="bob")
+    _, said = busy.communicate(timeout=homes.PATIENCE)
+    assert b"PermissionError" in said
+    assert (mine / "file").read_bytes() == b"first"
+    assert (mine / "busy").read_bytes().isdigit()
 
 
 # == snapshots =======================================================================================
@@ -487,7 +535,7 @@ def test_a_snapshot_of_a_file_is_exactly_one_version_of_one_file(alice, bob, giv
     put(mine / "deep/report.pdf", b"edited")
     assert seen.read_bytes() == data
     with fails(errno.EACCES):
-        open(seen, "wb")
+        seen.write_bytes(b"no")
     with fails(errno.EACCES):
         os.truncate(seen, 0)
     for near in ("private", "../deep", ".."):
@@ -514,9 +562,7 @@ def test_a_snapshot_of_a_directory_with_all_that_is_in_it(alice, bob, give):
     assert seen.is_dir()
 
     def content():
-        return {
-            str(path.relative_to(seen)): path.read_bytes() for path in seen.rglob("*") if path.is_file()
-        }
+        return {str(path.relative_to(seen)): path.read_bytes() for path in seen.rglob("*") if path.is_file()}
 
     assert content() == photos
     (mine / "trip/cover.jpg").write_bytes(b"another")
@@ -529,13 +575,13 @@ def test_a_snapshot_of_a_directory_with_all_that_is_in_it(alice, bob, give):
 
 
 def test_a_snapshot_can_be_revoked(alice, bob, give):
-    mine, _ = give(name="once")
+    give(name="once")
     alice.ask("share.revoke", share="once", recipient="bob")
     seen = add(alice, bob, "once/file", snapshot=True)
     assert seen.read_bytes() == b"first"
     alice.ask("share.revoke", share="once", recipient="bob")
     with fails(errno.EACCES):
-        open(seen, "rb")
+        seen.read_bytes()
     assert reason_code(seen) == "share_revoked"
 
 
@@ -570,7 +616,7 @@ def test_a_recipient_never_seen(alice, give):
 def test_only_the_owner_grants_and_revokes(bob, give):
     _, theirs = give("write")
     for command in (["share", "add", theirs.name, "alice"], ["share", "revoke", theirs.name, "alice"]):
-        assert bob.cli(*command, check=False).error["code"] == "right_not_granted"
+        assert bob.cli(*command, check=False).error["code"] == "not_owner"
 
 
 # == people ==========================================================================================
@@ -635,7 +681,9 @@ def _usable_python(prefix):
     The interpreter of these tests may be in a directory that is closed to others; then the system's own is
     tried, with our packages.
     """
-    packages = os.pathsep.join([str(homes.HERE.parent), *(path for path in sys.path if "site-packages" in path)])
+    packages = os.pathsep.join(
+        [str(homes.HERE.parent), *(path for path in sys.path if "site-packages" in path)]
+    )
     for python, search in ((sys.executable, str(homes.HERE.parent)), ("/usr/bin/python3", packages)):
         command = [*prefix, f"PYTHONPATH={search}"]
         tried = subprocess.run(

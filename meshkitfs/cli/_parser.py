@@ -243,7 +243,7 @@ def _share_commands(add: _Adder) -> None:
 
     add.command("inbox", _shares.inbox, "list the invitations that others sent")
     accept = add.command("accept", _shares.accept, "accept an invitation", example="meshkitfs accept 4f0c")
-    accept.add_argument("letter", metavar="ID", help="the id, or its beginning, from 'meshkitfs inbox'")
+    accept.add_argument("letter", metavar="ID", help="the id from 'meshkitfs inbox', or its beginning (4 characters), or the name")
     accept.add_argument("--name", metavar="NAME", help="how to call it here")
 
 
@@ -281,7 +281,7 @@ def _people_commands(add: _Adder) -> None:
 
 def _look_commands(add: _Adder) -> None:
     add.command("status", _inspect.status, "show the mount, the shares, what is unsent and recent refusals")
-    sync = add.command("sync", _inspect.sync, "send what is unsent and fetch what is new")
+    sync = add.command("sync", _inspect.sync, "publish what is unsent")
     _timeout(sync, "how long to try")
     explain = add.command(
         "explain",

@@ -25,6 +25,9 @@ __all__ = ["run_mount"]
 
 _log = logging.getLogger(__name__)
 
+# How long an unmount waits for unsent changes when nobody says otherwise; 0 would mean without limit.
+STOP_SECONDS = 60
+
 
 async def run_mount(
     home: Home,
@@ -85,7 +88,7 @@ async def _stop(
     service: Service, stop: trio.Event, ended: trio.Event, params: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Publish what waits, then unmount. Without ``force``, what cannot be published is reported and kept."""
-    result = await service.sync(float(params.get("timeout") or 60), progress)
+    result = await service.sync(float(params.get("timeout", STOP_SECONDS)), progress)
     stop.set()
     await ended.wait()
     return result

@@ -20,7 +20,15 @@ from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.home import Home
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate
-from meshkitfs.identity import ContactBook, Identity, load_identity
+from meshkitfs.identity import (
+    ContactBook,
+    Identity,
+    load_identity,
+    publish,
+    renewed,
+    save_identity,
+    standing,
+)
 from meshkitfs.metadata import EmbeddedMetadata, Metadata
 from meshkitfs.providers import ByteStore, open_provider, parse_provider
 from meshkitfs.shares import AccessChanged, BlockReader, Budget, Event, PublishFailed, Services, ShareBook
@@ -81,7 +89,7 @@ class Session:
         async with AsyncExitStack() as stack:
             vault = _vault(home, settings, passphrase)
             secret = await trio.to_thread.run_sync(vault.load)
-            identity = await trio.to_thread.run_sync(load_identity, home.identity_file, secret)
+            identity = await trio.to_thread.run_sync(_identity, home, secret)
             key = keyvault.derive_key(secret, "mk/state-db@1")
             state = await trio.to_thread.run_sync(State.open, home.state_db, key)
             stack.callback(state.close)
@@ -167,7 +175,12 @@ class Session:
                 _log.exception("the watcher failed in a way nobody foresaw")
 
     async def _resume(self) -> None:
-        """Go on with what an earlier run could not publish."""
+        """Go on with what an earlier run could not publish: changes, and a renewed identity record."""
+        try:
+            if await standing(self.identity, self.metadata) == "behind":
+                await publish(self.identity, self.metadata)
+        except MeshkitError as error:
+            _log.warning("the renewed identity record could not be published: %s", error.code)
         waiting = self.state.unpublished()
         for share in list(self.book.shares.values()):
             if share.row.share in waiting and share.row.grant == "live":
@@ -211,6 +224,15 @@ def _vault(
     if kind is None:
         raise MeshkitError("identity_not_found", f"there is no key vault in {home.root}")
     return keyvault.open_vault(kind, home.root, passphrase)
+
+
+def _identity(home: Home, secret: bytes) -> Identity:
+    """Load the identity, and renew its record well before that runs out (the keys stay)."""
+    identity = load_identity(home.identity_file, secret)
+    current = renewed(identity, int(time.time()))
+    if current is not identity:
+        save_identity(home.identity_file, current, secret)
+    return current
 
 
 def _spool(home: Home, state: State) -> Spool:

@@ -93,7 +93,7 @@ class ShareBook:
 
     def _mine(self, share: Share) -> Share:
         if not share.row.mine:
-            raise MeshkitError("right_not_granted", f"'{share.name}' belongs to {share.row.owner_handle}")
+            raise MeshkitError("not_owner", f"'{share.name}' belongs to {share.row.owner_handle}")
         return share
 
     @property
@@ -241,17 +241,17 @@ class ShareBook:
     async def revoke(self, share: Share, recipient: str) -> list[Member]:
         """Take back every grant of ``share`` to a contact: new roster, new epoch key for what follows.
 
-        Returns the grants that ended. Raises ``contact_unknown`` if there were none.
+        Returns the grants that ended. Raises ``not_shared`` if there were none.
         """
         self._mine(share)
         if recipient == self._identity().handle:
-            raise MeshkitError("contact_unknown", f"'{share.name}' is {recipient}'s own")
+            raise MeshkitError("not_shared", f"'{share.name}' is {recipient}'s own")
         async with self._rosters:
             grant = await share.use("reshare", current=True)
             standing = self._standing(share, grant.roster)
             gone = [old for old in standing if old.handle == recipient]
             if not gone:
-                raise MeshkitError("contact_unknown", f"'{share.name}' is not shared with '{recipient}'")
+                raise MeshkitError("not_shared", f"'{share.name}' is not shared with '{recipient}'")
             await self._rekey(share, grant, [old for old in standing if old.handle != recipient])
         return [replace(old, revoked=self._now) for old in gone]
 
@@ -286,7 +286,13 @@ class ShareBook:
         between publishing and noting that down.
         """
         members = self._services.state.members(share.row.share)
-        return [m for m in members if m.capsule_hash in roster.caps and m.expires > self._now]
+        standing = [m for m in members if m.capsule_hash in roster.caps and m.expires > self._now]
+        me = self._identity()
+        if share.grant is not None and all(m.encryption_kid != me.encryption.kid for m in standing):
+            # This device's memory is older than the owner's own capsule (it was restored from a backup).
+            # A roster without the owner would close the share for good.
+            standing.append(_own(share.grant, me))
+        return standing
 
     def _outlived(self, share: Share, roster: Roster) -> bool:
         """Whether ``roster`` still lists a live grant that has run out."""
@@ -390,13 +396,13 @@ class ShareBook:
         return found, unreadable
 
     async def accept(self, wanted: str, name: bytes | None = None) -> Share:
-        """Take an invitation: by its id, or by the share's name if that is unmistakable.
+        """Take an invitation: by its id (or at least 4 characters of it), or by an unmistakable name.
 
         The sender becomes a contact. Raises ``letter_not_found``, ``contact_key_changed``.
         """
         me = self._identity()
         invitations, _ = await self.inbox()
-        matches = [item for item in invitations if item.id == wanted]
+        matches = [item for item in invitations if len(wanted) >= 4 and item.id.startswith(wanted)]
         matches = matches or [item for item in invitations if os.fsdecode(item.letter.name) == wanted]
         if len(matches) != 1:
             detail = f"'{wanted}' fits {len(matches)} invitations" if matches else wanted
@@ -460,6 +466,15 @@ class ShareBook:
             share.forget_tree()
         await share.use("list", current=True)
         return old
+
+
+def _own(grant: Grant, me: Identity) -> Member:
+    """Return the owner's own grant of a share, as its capsule says."""
+    capsule = grant.capsule
+    return Member(
+        capsule.share, me.handle, capsule.id, grant.capsule_hash, me.encryption.kid, me.encryption.public,
+        me.signing.public, capsule.rights, capsule.nbf, capsule.exp, "live", "", "", "", "", b"", 0,
+    )  # fmt: skip
 
 
 def _roster(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from meshkitfs.core.entries import DIR, FILE, HARDLINK, Entry
@@ -65,10 +65,11 @@ class _Object:
 
 
 class Merge:
-    """One merge of ``ours`` into ``theirs``, given as root manifests; ``who`` and ``day`` name conflict copies."""
+    """One merge of ``ours`` into ``theirs``, as root manifests. Conflict copies are named after ``who``."""
 
     def __init__(
-        self, library: Library, base: DirManifest, ours: DirManifest, theirs: DirManifest, who: str, day: datetime.date
+        self, library: Library, base: DirManifest, ours: DirManifest, theirs: DirManifest, who: str,
+        day: datetime.date,
     ) -> None:  # fmt: skip
         self._library = library
         self._base, self._ours, self._theirs = base, ours, theirs
@@ -153,9 +154,8 @@ class Merge:
             for side in (item.ours, item.theirs):
                 moved = side is not None and side.place.directory != LINKS and side.place != base.place
                 if side is not None and moved and old is not None and old.fate is not None:
-                    name = replace(old, fate=State(side.place, old.fate.entry._replace(name=side.place.name)))
-                    # The old name goes from wherever it stands; the new one stands nowhere yet.
-                    self._objects[(*side.place, key)] = _Object(None, None, None, name.fate)
+                    name = old.fate.entry._replace(name=side.place.name)
+                    self._objects[(*side.place, key)] = _Object(None, None, None, State(side.place, name))
                     old.fate = None
 
     def _count_links(self) -> None:
@@ -167,19 +167,16 @@ class Merge:
         for oid, item in list(self._objects.items()):
             if isinstance(oid, tuple):
                 continue
-            fate = item.fate
-            mine = names.get(oid, [])
-            if fate is None and any(name.fate for name in mine):
-                fate = item.theirs or item.ours or item.base
+            base, fate, mine = item.base, item.fate, names.get(oid, [])
             if fate is None or fate.place.directory != LINKS:
                 continue
-            base = item.base
             count = 0
             if base is not None and base.place.directory == LINKS:
                 count = (base.entry.extra or {}).get("nlink", 1)
             count += sum((name.fate is not None) - (name.base is not None) for name in mine)
             if count < 1:
-                if base is not None and all(side is None or side.entry.ref == base.entry.ref for side in item_sides(item)):
+                sides = [side for side in (item.ours, item.theirs) if side is not None]
+                if base is not None and all(side.entry.ref == base.entry.ref for side in sides):
                     item.fate = None
                     continue
                 for name in mine:
@@ -241,8 +238,9 @@ class Merge:
             clashes = [(place, keys) for place, keys in wanted.items() if len(keys) > 1]
             if not clashes:
                 return
-            if any([self._unite(place, keys) for place, keys in clashes]):
-                continue
+            united = [self._unite(keys) for _, keys in clashes]
+            if any(united):
+                continue  # with new clashes in there, perhaps
             for place, keys in clashes:
                 keys.sort(key=lambda key: self._claim(key, place))
                 for key in keys[1:]:
@@ -258,7 +256,7 @@ class Merge:
         rank = 0 if item.theirs is not None and item.theirs.place == place else 1 if item.theirs else 2
         return rank, repr(key)
 
-    def _unite(self, place: Place, keys: list[Key]) -> bool:
+    def _unite(self, keys: list[Key]) -> bool:
         """Both made a directory of that name: what is in ours goes into theirs."""
         new = [key for key in keys if isinstance(key, bytes) and self._is_new_directory(self._objects[key])]
         mine = [key for key in new if self._objects[key].theirs is None]
@@ -292,7 +290,8 @@ class Merge:
         if directory == self._base.oid:
             return (await self._library.root(self._theirs)).listing()
         item = self._objects.get(directory)
-        assert item is not None and item.fate is not None  # only what changed has clashes in it
+        assert item is not None  # only what changed has clashes in it
+        assert item.fate is not None
         return (await self._library.directory(item.fate.entry)).listing()
 
     async def _copy_clashes(self) -> None:
@@ -300,7 +299,8 @@ class Merge:
         wanted = {item.fate.place: [key] for key, item in self._objects.items() if item.fate is not None}
         for oid in self._clashes:
             item = self._objects[oid]
-            assert item.fate is not None and item.ours is not None  # both sides have it
+            assert item.fate is not None  # both sides have it
+            assert item.ours is not None
             place = item.fate.place
             if place.directory == LINKS:
                 place = await self._some_name(oid)
@@ -375,10 +375,6 @@ class Merge:
         entry, _ = _merged(base, ours, theirs)
         if entry != theirs:
             self._plan.root = RootAttrs(entry.mode, entry.mtime_ns, entry.ctime_ns, entry.extra)
-
-
-def item_sides(item: _Object) -> tuple[State | None, State | None]:
-    return item.ours, item.theirs
 
 
 def _in(changes: Changes, key: Key, base: State | None) -> State | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import trio
 
@@ -25,11 +26,13 @@ from meshkitfs.metadata import Metadata, Publication
 from meshkitfs.shares._commit import freeze, settle, thaw, write_out
 from meshkitfs.shares._content import FileContent
 from meshkitfs.shares._events import AccessChanged, Event, NodeChanged, PublishFailed
-from meshkitfs.shares._merge import Merge, links_entry
+from meshkitfs.shares._graft import Graft
+from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, inode_number
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget, Sealer
 from meshkitfs.shares._tree import Tree
+from meshkitfs.shares._versions import Library, links_entry
 from meshkitfs.state import LocalCommit, ShareRow, Spool, State
 
 __all__ = ["Services", "Share"]
@@ -173,13 +176,16 @@ class Share:
         is taken in: that is what an open does. Raises the gate's refusal.
         """
         grant = self.live(right)
-        if grant is not None and not (current and self.services.metadata.tick() != self._tick):
+        if grant is not None and not current:
+            return grant
+        seen = self.services.metadata.tick() == self._tick
+        # The newest head may be known and its tree still on the way here: that is not yet the newest state.
+        if grant is not None and seen and grant.head.hash == self.base.hash:
             return grant
         grant = await self._renew()
         if self.tree is None or grant.head.hash != self.base.hash:
             async with self._cycle:
-                grant = await self._renew()
-                await self._catch_up(grant)
+                grant = await self._catch_up(await self._renew())
         grant.require(right)
         return grant
 
@@ -246,12 +252,37 @@ class Share:
 
     # -- the tree ----------------------------------------------------------------------------------
 
-    async def _catch_up(self, grant: Grant) -> None:
-        """Load the tree, or merge a newer head into it. Holds ``_cycle``."""
+    async def _catch_up(self, grant: Grant) -> Grant:
+        """Load the tree, or merge a newer head into it. Returns the grant to go on with. Holds ``_cycle``."""
         if self.tree is None:
             await self._load(grant)
+        if self._pending is not None and grant.head.hash != self.base.hash:
+            grant = await self._recognize(self._pending, grant)
         if grant.head.hash != self.base.hash:
             await self._merge(grant)
+        return grant
+
+    async def _recognize(self, commit: LocalCommit, grant: Grant) -> Grant:
+        """Find out whether the local commit was published after all, and only the answer was lost.
+
+        Otherwise it would be merged with itself, and every file in it would be in conflict.
+        """
+        services, me = self.services, self.services.signing()
+        with trio.move_on_after(PUBLISH_DEADLINE_S):
+            found = await services.metadata.heads(self.row.share, self.base.version, commit.version)
+            for blob in found:
+                try:
+                    head = Head.parse(blob, {me.kid: me.public})
+                except MeshkitError:
+                    continue  # somebody else's
+                if (head.ver, head.epoch, head.root) == (commit.version, commit.epoch, commit.root):
+                    # It was published, so all its blocks were stored. That the chain goes on from it to the
+                    # newest head is for the gate to check again, with the mark where it is now.
+                    staged = await trio.to_thread.run_sync(services.state.staged, self.row.share)
+                    await self._published(commit, blob, [digest for digest, _ in staged])
+                    self._tick = -1
+                    return await self._renew()
+        return grant
 
     async def _load(self, grant: Grant) -> None:
         services, row = self.services, self.row
@@ -315,18 +346,22 @@ class Share:
             if tree.dirty and "write" in grant.rights:
                 # What was changed here becomes one of the three versions that are compared.
                 await self._commit_locally(grant)
-            reader, old, new = self.services.reader, self.base, grant.head
-            base = await reader.open_root(grant, old.root, old.epoch, old.version)
-            theirs = await reader.open_root(grant, new.root, new.epoch, new.version)
-            if isinstance(theirs, DirManifest) and isinstance(base, DirManifest):
-                merge = Merge(
-                    tree, grant, self.row.ref, self.services.who, self.services.wall(), self.services.emit
-                )
-                await merge.run(base, theirs)
-                self.conflicts += merge.conflicts
+            services, old, new, pending = self.services, self.base, grant.head, self._pending
+            reader, library, plan = services.reader, Library(tree, grant), Plan()
+            theirs = _directory(await reader.open_root(grant, new.root, new.epoch, new.version))
+            if pending is not None:
+                base = _directory(await reader.open_root(grant, old.root, old.epoch, old.version))
+                ours = _directory(await reader.open_root(grant, pending.root, pending.epoch, pending.version))
+                day = datetime.fromtimestamp(services.wall(), UTC).date()
+                plan = await Merge(library, base, ours, theirs, services.who, day).run()
+            graft = Graft(tree, grant, library, theirs, plan, services.emit)
+            await graft.prepare()
+            # From here on nothing waits: tree and base change together, or not at all.
+            graft.apply()
             self.base = new
+            self.conflicts += plan.conflicts
             self.counters.merges += 1
-            if self._pending is not None:
+            if pending is not None:
                 # The local commit was made on the old base: what it holds is committed anew on this one.
                 tree.mark(tree.root)
 
@@ -417,8 +452,7 @@ class Share:
         """
         give_up = trio.current_time() + RACE_DEADLINE_S
         while True:
-            grant = await self._renew()
-            await self._catch_up(grant)
+            grant = await self._catch_up(await self._renew())
             grant.require(right)
             await self._commit_locally(grant)
             if await self._publish(grant):
@@ -598,3 +632,10 @@ class Share:
         self.base = HeadView(version, epoch, frozen.root, record_hash(head))
         services.reader.spooled.difference_update(digests)
         await trio.to_thread.run_sync(services.spool.discard, digests)
+
+
+def _directory(manifest: DirManifest | FileManifest) -> DirManifest:
+    """Return the root manifest of a share that can have several versions: a directory, not a single file."""
+    if not isinstance(manifest, DirManifest):
+        raise MeshkitError("invalid_envelope", "the root of a share is not a directory")
+    return manifest

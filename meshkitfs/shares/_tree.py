@@ -25,7 +25,7 @@ from meshkitfs.shares._nodes import Child, DirNode, FileNode, Node, SymlinkNode,
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Sealer
 
-__all__ = ["Tree", "check_name", "posix"]
+__all__ = ["Tree", "check_name", "in_parallel", "posix"]
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -105,13 +105,40 @@ class Tree:
         return self._instantiate(parent, name, child)
 
     def _instantiate(self, parent: DirNode, name: bytes, entry: Entry) -> Node:
-        node = self._new(entry.kind, entry.oid)
-        node.adopt(entry)
+        node = self.nodes.get(inode_number(self._ref, entry.oid))
+        if node is not None and not self.is_named(node) and node.kind == entry.kind:
+            # It is still in use, and somebody else has moved it to where it was found only now.
+            self.bring(node, entry)
+        else:
+            node = self._new(entry.kind, entry.oid)
+            node.adopt(entry)
         node.parent, node.name = parent, name
         node.linked = parent is self.links
         assert parent.children is not None
         parent.children[name] = node
         return node
+
+    def bring(self, node: Node, entry: Entry) -> bool | None:
+        """Bring a node to an ``entry`` that was committed elsewhere (its place is not touched).
+
+        Returns None if nothing changed, else whether the content did.
+        """
+        old = node.entry
+        if old is not None and not node.dirty and old._replace(name=entry.name) == entry:
+            node.entry = entry
+            node.nlink = (entry.extra or {}).get("nlink", 1)
+            return None
+        content = isinstance(node, FileNode) and (old is None or node.dirty or old.ref != entry.ref)
+        if isinstance(node, FileNode) and content:
+            if node.dirty and node.content is not None:
+                node.content.discard()
+            node.content = None
+            node.kernel_current = False
+            self._nameless.discard(node)
+        version = max(node.version, entry.ver)
+        node.adopt(entry)
+        node.version = version
+        return content
 
     def _new(self, kind: int, oid: bytes) -> Node:
         ino = inode_number(self._ref, oid)
@@ -202,7 +229,7 @@ class Tree:
             plain = await self.reader.open(grant, page.ref, Where.page(manifest.oid, page.page_id))
             pages[i] = parse_page(plain, page, upper)
 
-        await _in_parallel(read, len(pages))
+        await in_parallel(read, len(pages))
         return pages
 
     async def content(self, grant: Grant, node: FileNode) -> FileContent:
@@ -399,7 +426,7 @@ class Tree:
             at = at.parent
 
 
-async def _in_parallel(work: Callable[[int], object], count: int) -> None:
+async def in_parallel(work: Callable[[int], object], count: int) -> None:
     """Run ``await work(i)`` for each i, a few at a time; the first error ends the others."""
     if not count:
         return

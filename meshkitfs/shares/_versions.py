@@ -1,7 +1,7 @@
 """Versions of a share's tree side by side: reading their directories, and finding what differs.
 
 Objects are followed by their oid, so a file that was moved is the same file. The names of a hard-linked
-object are things of their own: such a name is there or is not, and the object itself stands in the link table.
+object are things of their own: such a name is there or is not; the object itself stands in the link table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from meshkitfs.core.manifest import DirManifest
 from meshkitfs.gate import Grant
 from meshkitfs.shares._tree import Tree
 
-__all__ = ["LINKS", "Changes", "Directory", "Key", "Library", "Place", "State", "diff", "key_of", "links_entry"]
+__all__ = ["LINKS", "Changes", "Directory", "Key", "Library", "Place", "State", "diff", "links_entry"]
 
 # The link table as a place. Each side may have begun a table of its own, but there is only one.
 LINKS: Final = b"links"
@@ -53,7 +53,7 @@ class Directory(NamedTuple):
         return {entry.name: entry for entry in self.entries()}
 
 
-def key_of(directory: bytes, entry: Entry) -> Key:
+def _key_of(directory: bytes, entry: Entry) -> Key:
     return (directory, entry.name, entry.oid) if entry.kind == HARDLINK else entry.oid
 
 
@@ -61,7 +61,8 @@ def links_entry(manifest: DirManifest) -> Entry:
     """Return the entry that a root manifest's link table would have, had it a name."""
     assert manifest.links is not None
     return Entry(
-        b"links", DIR, manifest.links_oid, 0o700, 0, 0, 0, manifest.links_epoch, manifest.links_ver, manifest.links
+        b"links", DIR, manifest.links_oid, 0o700, 0, 0, 0, manifest.links_epoch, manifest.links_ver,
+        manifest.links,
     )  # fmt: skip
 
 
@@ -95,6 +96,10 @@ class Library:
         return None if manifest.links is None else await self.directory(links_entry(manifest))
 
 
+# A directory to compare: its oid, its entries before and after, and whether it was compared before.
+_Pair = tuple[bytes, Entry | None, Entry | None, bool]
+
+
 class Changes:
     """What differs between two versions: ``before`` and ``after`` by object.
 
@@ -118,16 +123,17 @@ class Changes:
         for found, here, there in ((self.before, befores, afters), (self.after, afters, befores)):
             for name, entry in here.items():
                 if whole or there.get(name) != entry:
-                    found[key_of(directory, entry)] = State(Place(directory, name), entry)
+                    found[_key_of(directory, entry)] = State(Place(directory, name), entry)
                     if entry.kind == DIR:
                         self._directories.add(entry.oid)
 
-    def due(self) -> list[tuple[bytes, Entry | None, Entry | None, bool]]:
-        """Return the directories to compare next: (oid, entry before, entry after, compared before).
+    def due(self) -> list[_Pair]:
+        """Return the directories to compare next.
 
         Those that are gone come only when there are no others, since they may still be found elsewhere.
         """
-        found, gone = [], []
+        found: list[_Pair] = []
+        gone: list[_Pair] = []
         for oid in self._directories:
             before, after = self.before.get(oid), self.after.get(oid)
             refs = (before.entry.ref if before else b"", after.entry.ref if after else b"")
