@@ -1,4 +1,6 @@
-"""A program that works in a mount and writes down what it was promised: ``crash_writer.py DIR MANIFEST SEED``.
+"""A program that works in a mount and writes down what it was promised.
+
+Run as ``crash_writer.py DIR MANIFEST SEED``.
 
 The manifest lies outside the mount, one JSON list a line, each line fsynced before the next step:
 

@@ -36,7 +36,7 @@ _MEMORY = "/dev/shm"
 
 
 def scratch():
-    """A new directory for many short lives of homes: in memory where that is possible. Remove it after use."""
+    """A new directory for many short lives of homes, in memory where possible. Remove it after use."""
     return tempfile.mkdtemp(prefix="meshkit-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
 
 
@@ -204,7 +204,14 @@ class Device:
         self._scope = None
         with self.home.hold():
             world.run(
-                initialize, self.home, name, f"local:{self.blocks}", str(self.metadata), "plain-file", None, True
+                initialize,
+                self.home,
+                name,
+                f"local:{self.blocks}",
+                str(self.metadata),
+                "plain-file",
+                None,
+                True,
             )
 
     def start(self, prepare=None):
@@ -272,7 +279,9 @@ class Device:
 
     def grant(self, share, other, *rights):
         """Share with ``other`` (started too), who accepts under the same name."""
-        self.world.run(self.session.book.add, self.share(share), other.name, Terms(rights or ("read", "write")))
+        self.world.run(
+            self.session.book.add, self.share(share), other.name, Terms(rights or ("read", "write"))
+        )
         self.world.run(other.session.book.accept, share, share.encode())
 
     def view(self, share="first"):
@@ -474,7 +483,12 @@ class View:
                 elif stat.S_ISLNK(attr.mode):
                     data = self._run(self.fs.readlink, attr.ino)
                 found[below] = Seen(
-                    attr.ino, attr.mode, attr.nlink, data, attr.mtime_ns, tuple(sorted(self._xattrs(attr.ino).items()))
+                    attr.ino,
+                    attr.mode,
+                    attr.nlink,
+                    data,
+                    attr.mtime_ns,
+                    tuple(sorted(self._xattrs(attr.ino).items())),
                 )
                 if stat.S_ISDIR(attr.mode):
                     visit(below, attr.ino)

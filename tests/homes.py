@@ -40,7 +40,7 @@ needs_fuse = pytest.mark.skipif(
 )
 
 
-class CliFailure(AssertionError):  # noqa: N818 - a failed assertion
+class CliFailure(AssertionError):
     """A command that should have succeeded did not."""
 
 

@@ -19,7 +19,13 @@ import pytest
 from devices import Device, World, pattern, scratch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from meshkitfs.errors import MeshkitError
 
@@ -206,7 +212,12 @@ def test_one_moves_a_directory_and_the_other_works_in_it(play, alice, bob):
     bob.write("work/new", b"new")
     bob.write("work/old", b"changed")
     tree = play.settle()
-    assert tree == {"archive": None, "archive/work": None, "archive/work/new": b"new", "archive/work/old": b"changed"}
+    assert tree == {
+        "archive": None,
+        "archive/work": None,
+        "archive/work/new": b"new",
+        "archive/work/old": b"changed",
+    }
 
 
 def test_one_moves_a_file_away_and_the_other_changes_it_in_place(play, alice, bob):
@@ -702,7 +713,7 @@ def test_three_people(world, place):
         device.close()
 
 
-# -- any changes at all ----------------------------------------------------------------------------------------
+# -- any changes at all ------------------------------------------------------------------------------
 
 sides = st.sampled_from(("alice", "bob"))
 names = st.sampled_from(("a", "b", "c", "d"))

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
@@ -471,7 +470,12 @@ class Model(RuleBasedStateMachine):
             found[3].mtime_ns = when
             self.changed()
 
-    @rule(which=picks, name=st.sampled_from((b"user.a", b"user.b")), size=st.sampled_from((0, 1, 100, 4000)), seed=seeds)
+    @rule(
+        which=picks,
+        name=st.sampled_from((b"user.a", b"user.b")),
+        size=st.sampled_from((0, 1, 100, 4000)),
+        seed=seeds,
+    )
     def setxattr(self, which, name, size, seed):
         found = self.pick(which, FILE, DIR)
         if found is not None:

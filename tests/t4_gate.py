@@ -111,7 +111,7 @@ class Scene:
         raise AssertionError("alice has no capsule of her own share")
 
     def capsule(self, *, signer=None, to=None, key=None, **changes):
-        """Bob's capsule with other terms; alice signed it and the right key is in it, unless told otherwise."""
+        """Bob's capsule with other terms; signed by alice, and with the right key, unless told otherwise."""
         header = self.header(self.bobs_capsule) | changes
         header = {k: v for k, v in header.items() if k not in ("v", "t", "kc", "frm", "to")}
         return make_capsule(
@@ -360,6 +360,24 @@ def capsule_of_another_share(scene):
     evil.replace_capsule(scene.db, scene.bobs_capsule, other_scene(scene).bobs_capsule)
 
 
+def capsule_naming_another_share(scene):
+    scene.install(scene.capsule(share=os.urandom(16)))
+
+
+def capsule_for_another_object(scene):
+    scene.install(scene.capsule(oid=os.urandom(16)))
+
+
+def capsule_of_a_snapshot_for_a_live_share(scene):
+    root = parse_cid(os.getxattr(scene.mine, "user.meshkit.cid").decode())
+    scene.install(scene.capsule(grant="snapshot", ver=2, root=root))
+
+
+def capsule_of_an_old_epoch(scene):
+    """Listed, but for the key of an epoch that is over."""
+    scene.roster(epoch=2)
+
+
 def capsule_for_another_key(scene):
     scene.install(scene.capsule(to=EncryptionKey.generate().public))
 
@@ -417,6 +435,10 @@ SPOILED = [
     (capsule_damaged, "capsule_not_found", "capsule"),
     (capsule_of_a_stranger, "capsule_not_found", "capsule"),
     (capsule_of_another_share, "capsule_not_found", "capsule"),
+    (capsule_naming_another_share, "capsule_not_found", "capsule"),
+    (capsule_for_another_object, "capsule_not_found", "capsule"),
+    (capsule_of_a_snapshot_for_a_live_share, "capsule_not_found", "capsule"),
+    (capsule_of_an_old_epoch, "share_revoked", "roster"),
     (capsule_for_another_key, "recipient_not_authorized", "capsule"),
     (roster_lost, "freshness_unproven", "roster"),
     (roster_damaged, "freshness_unproven", "roster"),
@@ -441,6 +463,8 @@ def test_refused_before_the_key(scene, spoil, code, step):
         path = scene.accept()
         refused(scene.bob, path / "file", code, step=step, shown_at=path)
         refused(scene.bob, path, code, step=step)
+        if spoil is roster_lost:
+            assert "no roster" in reason(path)
         for call in (
             lambda: os.listdir(path),
             lambda: os.mkdir(path / "new"),

@@ -115,7 +115,9 @@ def test_a_file_behaves_as_on_a_local_disk(d, tmp_path, survives):
         for _ in range(90):
             at = max(0, rng.choice(edges) + rng.choice([-1, 0, 0, 1, 5]))
             length = rng.choice([1, 10, 4096, 64 * KIB, 256 * KIB + 3])
-            action = rng.choice(["write", "write", "write", "append", "cut", "read", "sync", "reopen", "replace"])
+            action = rng.choice(
+                ["write", "write", "write", "append", "cut", "read", "sync", "reopen", "replace"]
+            )
             history.append((action, at, length))
             match action:
                 case "write":
@@ -603,7 +605,8 @@ def test_a_directory_that_was_not_read_keeps_its_content(alice, d):
 def test_names_of_any_bytes(d, survives):
     names = {
         b"-rf", b" ", b"  two ", b"\n", b"a\nb", b"\\", b"*?[", b"\xff\xfe", "Ünï".encode(), b"...", b"~",
-        "é".encode(), "e\u0301".encode(), b"A", b"a", b"con", b"\xed\xa0\x80", b"x" * 255, b"\xe2" * 255, b"\x01",
+        "é".encode(), "e\u0301".encode(), b"A", b"a", b"con", b"\xed\xa0\x80", b"x" * 255, b"\xe2" * 255,
+        b"\x01",
     }  # fmt: skip
     names |= {b"b%c" % byte for byte in range(1, 256) if byte != ord("/")}
     base = os.fsencode(d)
@@ -692,7 +695,9 @@ def test_reading_a_directory_while_it_changes(d):
 def test_dot_and_dot_dot_are_listed(alice, d):
     put(d / "file")
     for path, more in ((d, ["file"]), (alice.mnt, ["first", "second"]), (alice.mnt / ".meshkit", None)):
-        listed = subprocess.run(["ls", "-a1U", path], check=True, capture_output=True, text=True).stdout.split()
+        listed = subprocess.run(
+            ["ls", "-a1U", path], check=True, capture_output=True, text=True
+        ).stdout.split()
         assert listed[:2] == [".", ".."]
         assert more is None or set(more) <= set(listed[2:])
         inodes = subprocess.run(
@@ -852,7 +857,12 @@ def test_user_attributes(alice, d, survives):
     path = put(d / "file")
     os.mkdir(d / "dir")
     root = alice.mnt / "first"
-    values = {b"user.plain": b"value", b"user.empty": b"", b"user.binary": bytes(range(256)), b"user.\xff": b"name"}
+    values = {
+        b"user.plain": b"value",
+        b"user.empty": b"",
+        b"user.binary": bytes(range(256)),
+        b"user.\xff": b"name",
+    }
     values[b"user." + b"n" * 250] = b"a name of 255 bytes"
     for place in (path, d / "dir", root):
         for name, value in values.items():
@@ -1080,7 +1090,10 @@ def test_four_programs_at_once_behave_as_on_a_local_disk(d, tmp_path, survives):
         for path, value in found.items():
             if isinstance(value, tuple):
                 groups.setdefault(value[2], set()).add(path)
-        plain = {path: value if isinstance(value, int) else (value[0], value[1], value[3]) for path, value in found.items()}
+        plain = {
+            path: value if isinstance(value, int) else (value[0], value[1], value[3])
+            for path, value in found.items()
+        }
         return plain, sorted(sorted(group) for group in groups.values())
 
     expected = comparable(tmp_path)

@@ -26,7 +26,9 @@ EDITOR = next((name for name in ("vim", "vim.tiny", "vi", "ex") if shutil.which(
 
 
 def tool(name):
-    return pytest.mark.skipif(name is None or shutil.which(name) is None, reason=f"{name} IS NOT INSTALLED HERE")
+    return pytest.mark.skipif(
+        name is None or shutil.which(name) is None, reason=f"{name} IS NOT INSTALLED HERE"
+    )
 
 
 def run(*command, cwd=None, timeout=120, check=True, **more):
@@ -37,7 +39,9 @@ def run(*command, cwd=None, timeout=120, check=True, **more):
         [*map(os.fspath, command)], cwd=cwd, timeout=timeout, capture_output=True, env=env, **more
     )
     if check:
-        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert done.returncode == 0, (
+            f"{command}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        )
         return done.stdout.decode(errors="surrogateescape")
     return done
 
@@ -143,8 +147,14 @@ def test_rsync_twice(source, d):
     def sync(place):
         report = run("rsync", "-aHi", "--delete", "--stats", "--exclude=/big", f"{place}/", f"{d}/")
         # Lines of -i: what kind of change, then the name.
-        changes = [line for line in report.splitlines() if line[:2] in ("<f", ">f", "cd", "cL", ".f", ".d", "hf", "*d")]
-        number = next(line for line in report.splitlines() if line.startswith("Number of regular files transferred"))
+        changes = [
+            line
+            for line in report.splitlines()
+            if line[:2] in ("<f", ">f", "cd", "cL", ".f", ".d", "hf", "*d")
+        ]
+        number = next(
+            line for line in report.splitlines() if line.startswith("Number of regular files transferred")
+        )
         return int(number.split(":")[1].replace(",", "")), changes
 
     first, _ = sync(source)
@@ -278,7 +288,19 @@ def test_vim(d, copy):
     os.chmod(path, 0o640)
     options = ["-c", f"set backup writebackup backupskip= backupcopy={copy}"]
     for old, new in (("two", "TWO"), ("one", "a longer first word")):
-        run(EDITOR, "-Nu", "NONE", "-es", *options, "-c", f"%s/{old}/{new}/g", "-c", "wq", path, stdin=subprocess.DEVNULL)
+        run(
+            EDITOR,
+            "-Nu",
+            "NONE",
+            "-es",
+            *options,
+            "-c",
+            f"%s/{old}/{new}/g",
+            "-c",
+            "wq",
+            path,
+            stdin=subprocess.DEVNULL,
+        )
     assert path.read_text() == "a longer first word\nTWO\nthree\n" * 1000
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert sorted(os.listdir(d)) == ["text", "text~"]
@@ -339,7 +361,10 @@ def test_mapped_readers_and_writers(alice, d):
     path.write_bytes(data)
     readers = [
         subprocess.Popen(
-            [sys.executable, "-I", "-c", MAPPER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-I", "-c", MAPPER, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]

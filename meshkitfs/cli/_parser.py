@@ -243,7 +243,11 @@ def _share_commands(add: _Adder) -> None:
 
     add.command("inbox", _shares.inbox, "list the invitations that others sent")
     accept = add.command("accept", _shares.accept, "accept an invitation", example="meshkitfs accept 4f0c")
-    accept.add_argument("letter", metavar="ID", help="the id from 'meshkitfs inbox', or its beginning (4 characters), or the name")
+    accept.add_argument(
+        "letter",
+        metavar="ID",
+        help="the id from 'meshkitfs inbox', or its beginning (4 characters), or the name",
+    )
     accept.add_argument("--name", metavar="NAME", help="how to call it here")
 
 

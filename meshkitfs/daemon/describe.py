@@ -123,7 +123,7 @@ def status(session: Session) -> dict[str, Any]:
     return {
         "identity": session.identity.handle,
         "pid": os.getpid(),
-        "key_vault": session.vault.report().as_dict(),
+        "key_vault": session.vault_report.as_dict() if session.vault_report is not None else None,
         "provider": session.store.name,
         "shares": [share(item) for _, item in sorted(session.book.shares.items())],
         "pending": pending(session),

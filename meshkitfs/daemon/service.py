@@ -203,7 +203,7 @@ class Service:
         data = report(session.identity, int(time.time())).as_dict()
         data["record"] = to_text(session.identity.record)
         data["published"] = await standing(session.identity, session.metadata) in ("current", "ahead")
-        data["key_vault"] = session.vault.report().as_dict()
+        data["key_vault"] = (await session.look_at_vault()).as_dict()
         return data
 
     async def _identity_publish(self) -> dict[str, Any]:

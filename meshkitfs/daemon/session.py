@@ -43,6 +43,8 @@ READ_CACHE: Final = 64 << 20
 # How often the metadata store is asked whether something changed. This bounds how long a revocation, an
 # expiry or a remote change can go unnoticed on a mount that nobody opens anything in.
 WATCH_S: Final = 0.5
+# How old the reported capabilities of the key vault may be.
+VAULT_LOOK_S: Final = 5
 INCIDENTS: Final = 200
 CLOSE_DEADLINE_S: Final = 120
 
@@ -73,6 +75,7 @@ class Session:
     services: Services
     book: ShareBook
     contacts: ContactBook
+    vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
 
@@ -101,7 +104,9 @@ class Session:
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(home, settings, vault, identity, state, store, metadata, spool, nursery)
+            await session.look_at_vault()
             nursery.start_soon(session._watch)
+            nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._resume)
             stack.push_async_callback(session._close)
             yield session
@@ -161,6 +166,17 @@ class Session:
             # Without the path: names are secrets, and the log is a plain file.
             _log.warning("fault", extra={"fields": {"code": error.code, "errno": error.errno}})
 
+    async def look_at_vault(self) -> keyvault.KeyVaultReport:
+        """Ask the key vault what it gives now. In a thread: a keyring may take its time, or hang."""
+        self.vault_report = await trio.to_thread.run_sync(self.vault.report, abandon_on_cancel=True)
+        return self.vault_report
+
+    async def _watch_vault(self) -> None:
+        """Keep the key vault's report current, for attributes that file managers ask for by the hundred."""
+        while True:
+            await trio.sleep(VAULT_LOOK_S)
+            await self.look_at_vault()
+
     async def _watch(self) -> None:
         """Notice what others did, renew leases and rosters, and let expired grants end."""
         while True:
@@ -203,7 +219,9 @@ class Session:
 
     def runtime(self) -> dict[str, Any]:
         """Return what this runtime really gives: how keys are kept and what memory protection there is."""
-        report = self.vault.report()
+        report = self.vault_report
+        if report is None:
+            return {"key_vault": self.vault.kind}
         return {
             "key_vault": report.kind,
             "persistent": report.persistent,

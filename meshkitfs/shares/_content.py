@@ -134,10 +134,7 @@ class FileContent:
         out = bytearray()
         while offset < end:
             stop = min(end, (offset // step + 1) * step)
-            piece = await self.read(grant, offset, stop - offset)
-            out += piece
-            if len(piece) < stop - offset:
-                break  # cut off meanwhile: what follows would stand in the wrong place
+            out += await self.read(grant, offset, stop - offset)
             offset = stop
         return out
 

@@ -137,7 +137,7 @@ class Sealer:
             self._running -= 1
 
     def _next_batch(self) -> list[SealJob]:
-        """Return the next jobs to do; those whose block was written again or cut off meanwhile are dropped."""
+        """Return the next jobs; those whose block was written again or cut off meanwhile are dropped."""
         batch: list[SealJob] = []
         while self._queue and len(batch) < BATCH:
             job = self._queue.popleft()
