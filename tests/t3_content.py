@@ -497,25 +497,46 @@ def test_writers_are_told_of_a_full_disk_instead_of_waiting(alice):
 
     services.spool.write = full
     view = View(alice, "first")
-    fh = view.create("file")
-    view.truncate("file", 1)
-    view.truncate("file", 8 * MIB)
-    # Pieces of two small blocks each: one block that fails to be sealed makes no room for the next piece.
     written = {}
+
+    def write(name, at, size):
+        view.pwrite(handles[name], at, pattern(at, size))
+        written[name, at] = pattern(at, size)
+
+    names = ["big", *(f"small{i}" for i in range(6))]
+    handles = {name: view.create(name) for name in names}
+    view.truncate("big", 1)
+    view.truncate("big", 8 * MIB)
+    # Parts of blocks, which wait in memory for more, up to just below the limit, ...
+    for i in range(31):
+        write("big", 2 * i * BLOCK, BLOCK - 10)
+    # ... and several writes at once that each find room: well above it. One block less makes no room then.
+
+    async def write_all():
+        async with trio.open_nursery() as nursery:
+            for name in names[1:]:
+                nursery.start_soon(alice.fs.write, handles[name], 0, pattern(0, 60_000))
+
+    alice.world.run(write_all)
+    written |= {(name, 0): pattern(0, 60_000) for name in names[1:]}
+    assert services.budget.held > services.budget._limit + BLOCK
     with pytest.raises(OSError) as caught:
-        for at in range(1000, 8 * MIB, 3 * BLOCK):
-            view.pwrite(fh, at, pattern(at, 2 * BLOCK))
-            written[at] = pattern(at, 2 * BLOCK)
+        write("big", 7 * MIB, 10)
     assert caught.value.errno == errno.ENOSPC
-    assert len(written) * 2 * BLOCK >= MIB
+
+    def check(view):
+        for (name, at), data in written.items():
+            fh = view.open(name, os.O_RDONLY)
+            assert view.pread(fh, at, len(data)) == data
+            view.release(fh)
+
+    check(view)
     services.spool.write = real
-    assert all(view.pread(fh, at, 2 * BLOCK) == data for at, data in written.items())
     alice.flush()  # there is room again, and nothing of what was accepted is lost
-    view.release(fh)
-    view = restart(alice)
-    fh = view.open("file")
-    assert all(view.pread(fh, at, 2 * BLOCK) == data for at, data in written.items())
-    view.release(fh)
+    check(view)
+    for fh in handles.values():
+        view.release(fh)
+    check(restart(alice))
 
 
 def test_memory_is_given_back_where_no_commit_helps(alice):

@@ -10,7 +10,8 @@ from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChan
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget
-from meshkitfs.shares._share import Services, Share
+from meshkitfs.shares._services import Services
+from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
 
 __all__ = [

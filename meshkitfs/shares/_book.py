@@ -23,7 +23,9 @@ from meshkitfs.gate import Grant, Trace
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
-from meshkitfs.shares._share import Services, Share
+from meshkitfs.shares._publishing import publish
+from meshkitfs.shares._services import Services
+from meshkitfs.shares._share import Share
 from meshkitfs.state import Mark, Member, ShareRow
 
 __all__ = ["Invitation", "ShareBook", "Terms", "check_share_name"]
@@ -121,7 +123,8 @@ class ShareBook:
         await services.reader.store.put(block)
         await services.reader.store.sync()
         head = Head(share_id, oid, 1, 1, b"", ref[:32], now).sign(me.signing)
-        await services.metadata.publish(
+        await publish(
+            services,
             Publication(
                 share_id,
                 expect_head=b"",
@@ -133,7 +136,7 @@ class ShareBook:
                 roster_seq=1,
                 roster_epoch=1,
                 capsules=((member.encryption_kid, member.capsule_id, member.blob),),
-            )
+            ),
         )
         row = ShareRow(
             share_id, share_id, oid, name, DIR, "live", me.signing.public, me.handle, True, mode, moment, now
@@ -351,7 +354,7 @@ class ShareBook:
         await trio.to_thread.run_sync(services.state.set_members, fresh)
         try:
             if not key and set(old.writers) <= set(roster.writers):
-                await services.metadata.publish(publication)
+                await publish(services, publication)
             else:
                 # The newest head must be signed by a writer of the newest roster, so it is replaced with it.
                 await share.rotate(key or grant.epoch_key(), roster.epoch, publication)

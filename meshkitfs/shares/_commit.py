@@ -99,6 +99,8 @@ class Frozen:
     entries: dict[Node, Entry] = field(default_factory=dict)
     written: list[tuple[Part, bytes]] = field(default_factory=list)
     root: bytes = b""
+    # Digests of the manifests, pages and index blocks that were spooled for this commit and nothing else.
+    sealed: list[bytes] = field(default_factory=list)
 
     def owners(self) -> list[_File | _Plain | _Dir]:
         return [*self.files, *self.others, *self.directories]
@@ -217,8 +219,11 @@ def _freeze_directory(tree: Tree, node: DirNode) -> _Dir:
     return _Dir(node, node.generation, depth, _skeleton(node, 0), inline, count, parts)
 
 
-def thaw(tree: Tree, frozen: Frozen) -> None:
-    """The commit did not happen: everything it took is changed again."""
+def thaw(tree: Tree, frozen: Frozen, *, named: bool = False) -> None:
+    """The commit did not happen: everything it took is changed again.
+
+    ``named`` says that the state database may name it all the same, so that nothing of it may go.
+    """
     for directory in frozen.directories:
         for item in directory.parts:
             if item.items is not None:
@@ -227,6 +232,11 @@ def thaw(tree: Tree, frozen: Frozen) -> None:
         for job in file.jobs:
             # What is still being sealed must be staged by the next commit, not by this one.
             job.commit = None
+    if not named:
+        # The next try seals its own. On a disk that is full for long, these would leave it no room.
+        for digest in frozen.sealed:
+            frozen.staged.pop(digest, None)
+        tree.sealer.dispose(frozen.sealed)
     tree.sealer.give_back(frozen.staged)
     for owner in frozen.owners():
         node = owner.node
@@ -244,7 +254,7 @@ async def write_out(
 
     Not durable before `Spool.sync`. Raises MeshkitError ``no_space`` when the disk is full.
     """
-    sink = _Sink(spool, tree.sealer.spooled, frozen.staged)
+    sink = _Sink(spool, tree.sealer.spooled, frozen)
     slices = _Slices()
     for item in frozen.files:
         for job in item.jobs:
@@ -278,10 +288,10 @@ class _Slices:
 class _Sink:
     """Collects sealed manifests and pages and writes them to the spool, many per thread hop."""
 
-    def __init__(self, spool: Spool, spooled: set[bytes], staged: dict[bytes, int]) -> None:
+    def __init__(self, spool: Spool, spooled: set[bytes], frozen: Frozen) -> None:
         self._spool = spool
         self._spooled = spooled
-        self._staged = staged
+        self._frozen = frozen
         self._waiting: list[SealedBlock] = []
 
     def add(self, block: SealedBlock) -> None:
@@ -294,11 +304,12 @@ class _Sink:
             await trio.to_thread.run_sync(self._write, blocks)
             for block in blocks:
                 self._spooled.add(block.digest)
-                self._staged[block.digest] = len(block.data)
+                self._frozen.staged[block.digest] = len(block.data)
 
     def _write(self, blocks: list[SealedBlock]) -> None:
         for block in blocks:
             self._spool.write(block)
+            self._frozen.sealed.append(block.digest)
 
 
 async def _write_file(item: _File, sink: _Sink, epoch: int) -> Entry:

@@ -119,20 +119,24 @@ class Sealer:
         job = SealJob(content, index, plain)
         self._queue.append(job)
         self.budget.sealing += len(plain)
+        self._wake()
+        return job
+
+    def _wake(self) -> None:
         if self._running < WORKERS:
             self._running += 1
             self._nursery.start_soon(self._work)
-        return job
 
     async def _work(self) -> None:
         try:
-            while batch := self._next_batch():
-                await trio.to_thread.run_sync(self._seal, batch)
+            while (batch := self._next_batch()) or self._garbage:
+                if batch:
+                    await trio.to_thread.run_sync(self._seal, batch)
                 for job in batch:
                     self._finish(job)
                 if self._garbage:
                     garbage, self._garbage = self._garbage, []
-                    await trio.to_thread.run_sync(self._discard, garbage)
+                    await trio.to_thread.run_sync(self._spool.discard, garbage)
         finally:
             self._running -= 1
 
@@ -151,13 +155,6 @@ class Sealer:
     def _let_go(self, job: SealJob) -> None:
         self.budget.sealing -= len(job.plain)
         self.hold(-len(job.plain))
-
-    def _discard(self, garbage: list[bytes]) -> None:
-        try:
-            self._spool.discard(garbage)
-        except OSError as error:
-            # Only space is lost, and the next start sweeps it up.
-            _log.warning("blocks that are not needed could not be removed: %s", error.strerror)
 
     def _seal(self, batch: list[SealJob]) -> None:
         for job in batch:
@@ -194,8 +191,14 @@ class Sealer:
         """The block of ``ref`` is no longer named; remove it if no commit names it either."""
         digest = ref[:32]
         if self._fresh.pop(digest, None) is not None:
-            self.spooled.discard(digest)
-            self._garbage.append(digest)
+            self.dispose([digest])
+
+    def dispose(self, digests: list[bytes]) -> None:
+        """Have spooled blocks removed that nothing names, and nothing will."""
+        if digests:
+            self.spooled.difference_update(digests)
+            self._garbage += digests
+            self._wake()
 
     def take_fresh(self) -> dict[bytes, int]:
         """Return and forget the blocks spooled since the last call: a commit that starts now stages them."""

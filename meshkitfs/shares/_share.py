@@ -8,32 +8,31 @@ grant; they only announce changes with `changing`, so that a merge can wait for 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import trio
 
 from meshkitfs.core.cose import record_hash
-from meshkitfs.core.keys import SigningKey, ver_key
+from meshkitfs.core.keys import ver_key
 from meshkitfs.core.manifest import DirManifest, FileManifest
 from meshkitfs.core.records import Head
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Gate, Grant, HeadView
-from meshkitfs.metadata import Metadata, Publication
+from meshkitfs.gate import Grant, HeadView
+from meshkitfs.metadata import Publication
+from meshkitfs.shares._changing import Changing
 from meshkitfs.shares._commit import freeze, settle, thaw, write_out
-from meshkitfs.shares._content import FileContent
-from meshkitfs.shares._events import AccessChanged, Event, NodeChanged, PublishFailed
+from meshkitfs.shares._events import AccessChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._graft import Graft
 from meshkitfs.shares._merge import Merge, Plan
-from meshkitfs.shares._nodes import DirNode, FileNode, Node, inode_number
-from meshkitfs.shares._reader import BlockReader
-from meshkitfs.shares._sealer import Budget, Sealer
+from meshkitfs.shares._nodes import FileNode, Node, inode_number
+from meshkitfs.shares._planting import plant
+from meshkitfs.shares._publishing import PUBLISH_DEADLINE_S, publish, signed_head, upload
+from meshkitfs.shares._sealer import Sealer
+from meshkitfs.shares._services import Counters, Services
 from meshkitfs.shares._tree import Tree
-from meshkitfs.shares._versions import Library, links_entry
-from meshkitfs.state import LocalCommit, ShareRow, Spool, State
+from meshkitfs.shares._versions import Library
+from meshkitfs.state import LocalCommit, ShareRow
 
 __all__ = ["Services", "Share"]
 
@@ -47,77 +46,8 @@ IDLE_DELAY_S = 5.0
 RETRY_DELAY_S = 5.0
 # How often a refused share is looked at again by itself; an open asks at once.
 REFUSED_AGAIN_S = 5.0
-UPLOAD_DEADLINE_S = 300
-PUBLISH_DEADLINE_S = 30
-_UPLOAD_BATCH = 256
 # How long to go on merging while others publish faster.
 RACE_DEADLINE_S = 30
-
-
-@dataclass(slots=True)
-class Services:
-    """What all shares of a home have in common."""
-
-    gate: Gate
-    metadata: Metadata
-    reader: BlockReader
-    spool: Spool
-    state: State
-    budget: Budget
-    nursery: trio.Nursery
-    signing: Callable[[], SigningKey]
-    who: str
-    emit: Callable[[Event], None]
-    wall: Callable[[], float] = time.time
-
-
-@dataclass(slots=True)
-class Counters:
-    """What one share has cost since start."""
-
-    commits: int = 0
-    heads: int = 0
-    merges: int = 0
-    uploaded: int = 0
-
-
-class _Changing:
-    """Counts the changes of a share's tree that are under way; see `Share.changing`."""
-
-    __slots__ = ("_share", "count", "merging", "quiet")
-
-    def __init__(self, share: Share) -> None:
-        self._share = share
-        self.count = 0
-        self.quiet = trio.Event()
-        # Set while a merge runs, or waits for the changes under way to end.
-        self.merging: trio.Event | None = None
-
-    async def __aenter__(self) -> Tree:
-        while self.merging is not None:
-            await self.merging.wait()
-        tree = self._share.tree
-        assert tree is not None  # callers have been through `use`
-        self.count += 1
-        return tree
-
-    async def __aexit__(self, *_: object) -> None:
-        self.count -= 1
-        if not self.count:
-            self.quiet.set()
-
-    @asynccontextmanager
-    async def held_off(self) -> AsyncIterator[None]:
-        """Around a merge: waits until no change is under way, and keeps new ones out."""
-        self.merging = trio.Event()
-        try:
-            while self.count:
-                self.quiet = trio.Event()
-                await self.quiet.wait()
-            yield
-        finally:
-            self.merging.set()
-            self.merging = None
 
 
 class Share:
@@ -144,7 +74,7 @@ class Share:
         self._renewing = trio.Lock()
         self._started = 0
         self._succeeded = 0
-        self._change = _Changing(self)
+        self._change = Changing(self)
         self._wake = trio.Event()
         # Times (trio's clock) of the first change and the first wish to hurry since the last cycle; 0 = none.
         self._urgent_at = 0.0
@@ -299,44 +229,11 @@ class Share:
             root, epoch, version = head.root, head.epoch, head.version
             self.base = head
         manifest = await services.reader.open_root(grant, root, epoch, version)
-        self.tree = await self._plant(grant, manifest, sealer)
+        self.tree = await plant(grant, row, manifest, services.reader, sealer)
         self._pending = pending
         self.tree.on_change = self._on_change
         if pending is not None:
             self._on_change()
-
-    async def _plant(self, grant: Grant, manifest: DirManifest | FileManifest, sealer: Sealer) -> Tree:
-        """Make the tree whose root is ``manifest``."""
-        row, reader = self.row, self.services.reader
-        root: Node
-        if isinstance(manifest, FileManifest):
-            root = FileNode(row.oid, self.root_ino)
-            root.mode, root.mtime_ns, root.ctime_ns, root.atime_ns = (
-                row.mode,
-                row.mtime_ns,
-                row.mtime_ns,
-                row.mtime_ns,
-            )
-            root.content = FileContent(row.oid, reader, sealer, manifest)
-            root.pins = 1
-            return Tree(row.ref, reader, sealer, root)
-        root = DirNode(row.oid, self.root_ino)
-        tree = Tree(row.ref, reader, sealer, root)
-        pages = await tree.read_pages(grant, manifest)
-        if manifest.root is not None:
-            root.mode, root.mtime_ns, root.ctime_ns, extra = manifest.root
-            root.xattrs = dict((extra or {}).get("x", ()))
-        else:
-            root.mode, root.mtime_ns, root.ctime_ns = row.mode, row.mtime_ns, row.mtime_ns
-        root.atime_ns = root.mtime_ns
-        if manifest.links is not None:
-            tree.links.oid = manifest.links_oid
-            tree.links.entry = links_entry(manifest)
-            tree.links.version = manifest.links_ver
-            tree.links.children = None
-            await tree.load(grant, tree.links)
-        root.fill(manifest, pages, {})
-        return tree
 
     async def _merge(self, grant: Grant) -> None:
         """Bring the tree to ``grant.head``. Holds ``_cycle``."""
@@ -365,7 +262,7 @@ class Share:
                 # The local commit was made on the old base: what it holds is committed anew on this one.
                 tree.mark(tree.root)
 
-    def changing(self) -> _Changing:
+    def changing(self) -> Changing:
         """Around every change of the tree (``async with``): waits while a merge runs, and makes one wait."""
         return self._change
 
@@ -500,29 +397,20 @@ class Share:
         commit = self._pending
         if commit is None:
             return True
-        stored = await self._upload()
-        head = Head(
-            self.row.share,
-            self.row.oid,
-            commit.epoch,
-            commit.version,
-            self.base.hash,
-            commit.root,
-            int(self.services.wall()),
-        ).sign(self.services.signing())
+        services, row = self.services, self.row
+        stored = [digest for digest, _ in await trio.to_thread.run_sync(services.state.staged, row.share)]
+        await upload(services, stored)
+        self.counters.uploaded += len(stored)
+        head = signed_head(services, row, commit.epoch, commit.version, self.base.hash, commit.root)
+        publication = Publication(
+            row.share,
+            expect_head=self.base.hash,
+            head=head,
+            head_ver=commit.version,
+            head_epoch=commit.epoch,
+        )
         try:
-            with trio.fail_after(PUBLISH_DEADLINE_S):
-                await self.services.metadata.publish(
-                    Publication(
-                        self.row.share,
-                        expect_head=self.base.hash,
-                        head=head,
-                        head_ver=commit.version,
-                        head_epoch=commit.epoch,
-                    )
-                )
-        except trio.TooSlowError:
-            raise MeshkitError("metadata_unavailable", "no answer in time") from None
+            await publish(services, publication)
         except MeshkitError as error:
             if error.code != "head_conflict":
                 raise
@@ -530,25 +418,6 @@ class Share:
             return False
         await self._published(commit, head, stored)
         return True
-
-    async def _upload(self) -> list[bytes]:
-        """Bring every staged block of the share to the provider, durably. Returns their digests."""
-        services = self.services
-        staged = [
-            digest for digest, _ in await trio.to_thread.run_sync(services.state.staged, self.row.share)
-        ]
-        store = services.reader.store
-        try:
-            for at in range(0, len(staged), _UPLOAD_BATCH):
-                batch = staged[at : at + _UPLOAD_BATCH]
-                with trio.fail_after(UPLOAD_DEADLINE_S):
-                    await store.put_files([(digest, services.spool.path(digest)) for digest in batch])
-                self.counters.uploaded += len(batch)
-            with trio.fail_after(UPLOAD_DEADLINE_S):
-                await store.sync()
-        except trio.TooSlowError:
-            raise MeshkitError("provider_request_failed", "no answer in time") from None
-        return staged
 
     async def _published(self, commit: LocalCommit, head: bytes, stored: list[bytes]) -> None:
         services = self.services
@@ -609,19 +478,11 @@ class Share:
             )
             await trio.to_thread.run_sync(services.spool.sync)
             digests = list(frozen.staged)
-            await services.reader.store.put_files([(d, services.spool.path(d)) for d in digests])
-            await services.reader.store.sync()
-            head = Head(
-                self.row.share,
-                self.row.oid,
-                epoch,
-                version,
-                self.base.hash,
-                frozen.root,
-                int(services.wall()),
-            ).sign(services.signing())
-            await services.metadata.publish(
-                replace(grants, expect_head=self.base.hash, head=head, head_ver=version, head_epoch=epoch)
+            await upload(services, digests)
+            head = signed_head(services, self.row, epoch, version, self.base.hash, frozen.root)
+            await publish(
+                services,
+                replace(grants, expect_head=self.base.hash, head=head, head_ver=version, head_epoch=epoch),
             )
         except BaseException:
             thaw(tree, frozen)

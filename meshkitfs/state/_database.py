@@ -87,7 +87,8 @@ class State:
         """Open the database at ``path`` with its 32-byte ``key``.
 
         Raises MeshkitError: ``not_initialized`` if it is not there (and ``create`` is false),
-        ``state_corrupt`` if it is damaged or sealed with another key, ``no_space`` if it cannot be made.
+        ``state_corrupt`` if it is damaged or sealed with another key, ``no_space`` if it cannot be made,
+        ``home_busy`` if another process holds it.
         """
         if not create and not path.exists():
             raise MeshkitError("not_initialized", f"{path} does not exist")
@@ -95,6 +96,7 @@ class State:
         if create:
             # SQLite would create it with the umask's mode; the ciphertext is nobody else's business either.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        db: apsw.Connection | None = None
         try:
             db = apsw.Connection(str(path), flags=flags)
             db.pragma("hexkey", key.hex())
@@ -111,10 +113,12 @@ class State:
                 raise MeshkitError(
                     "state_corrupt", f"{path.name} has schema {version}, not {_SCHEMA_VERSION}"
                 )
-        except apsw.FullError as error:
-            raise MeshkitError("no_space", str(path)) from error
-        except apsw.Error as error:
-            raise MeshkitError("state_corrupt", f"{path.name}: {type(error).__name__}") from error
+        except BaseException as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, apsw.Error):
+                raise _classified(error) from error
+            raise
         return cls(db)
 
     def close(self) -> None:
@@ -128,17 +132,15 @@ class State:
             try:
                 with self._db:
                     yield self._db
-            except apsw.FullError as error:
-                raise MeshkitError("no_space", "state.db") from error
             except apsw.Error as error:
-                raise MeshkitError("state_corrupt", f"state.db: {type(error).__name__}") from error
+                raise _classified(error) from error
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
                 return self._db.execute(sql, values).fetchall()
             except apsw.Error as error:
-                raise MeshkitError("state_corrupt", f"state.db: {type(error).__name__}") from error
+                raise _classified(error) from error
 
     # -- shares ------------------------------------------------------------------------------------
 
@@ -217,7 +219,7 @@ class State:
         """Make ``commit`` the tree of its share on this device, naming its newly spooled (digest, size)."""
         with self._transaction() as db:
             db.executemany(
-                "INSERT OR IGNORE INTO staged VALUES (?,?,?)",
+                "INSERT INTO staged VALUES (?,?,?) ON CONFLICT(digest) DO NOTHING",
                 [(digest, commit.share, size) for digest, size in staged],
             )
             db.execute(
@@ -300,6 +302,14 @@ class State:
     def set_setting(self, name: str, value: Any) -> None:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES (?,?)", (name, value))
+
+
+def _classified(error: apsw.Error) -> MeshkitError:
+    if isinstance(error, apsw.FullError):
+        return MeshkitError("no_space", "state.db")
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return MeshkitError("home_busy", "state.db is locked by another program")
+    return MeshkitError("state_corrupt", f"state.db: {type(error).__name__}")
 
 
 def _share(row: tuple[Any, ...]) -> ShareRow:

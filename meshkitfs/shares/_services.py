@@ -1,0 +1,46 @@
+"""What the shares of a home have in common, and what one of them has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from meshkitfs.core.keys import SigningKey
+from meshkitfs.gate import Gate
+from meshkitfs.metadata import Metadata
+from meshkitfs.shares._events import Event
+from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._sealer import Budget
+from meshkitfs.state import Spool, State
+
+__all__ = ["Counters", "Services"]
+
+
+@dataclass(slots=True)
+class Services:
+    """What all shares of a home have in common."""
+
+    gate: Gate
+    metadata: Metadata
+    reader: BlockReader
+    spool: Spool
+    state: State
+    budget: Budget
+    nursery: trio.Nursery
+    signing: Callable[[], SigningKey]
+    who: str
+    emit: Callable[[Event], None]
+    wall: Callable[[], float] = time.time
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one share has cost since start."""
+
+    commits: int = 0
+    heads: int = 0
+    merges: int = 0
+    uploaded: int = 0
