@@ -41,6 +41,15 @@ def alice(world, tmp_path):
         device.close()
 
 
+@pytest.fixture
+def bob(world, alice, tmp_path):
+    """Another home beside alice's; it has no share yet."""
+    device = Device(world, tmp_path / "bob", "bob", beside=alice)
+    device.start()
+    yield device
+    device.close()
+
+
 def restart(device):
     device.close()
     device.start()
@@ -457,13 +466,10 @@ def test_a_directory_that_changes_elsewhere_while_it_is_read(world, alice, tmp_p
     bob.flush()
     alice.refresh()
     assert View(alice, "first").listdir("dir") == ["bobs", "new", "old"]
-    bob.close()
 
 
-def test_appending_after_others_have_appended(world, alice, tmp_path):
+def test_appending_after_others_have_appended(alice, bob):
     """The kernel appends where it believes the end to be; what others added meanwhile must survive it."""
-    bob = Device(world, tmp_path / "bob", "bob", beside=alice)
-    bob.start()
     View(alice, "first").write("log", b"start ")
     alice.flush()
     alice.grant("first", bob)
@@ -481,7 +487,52 @@ def test_appending_after_others_have_appended(world, alice, tmp_path):
     bob.flush()
     alice.refresh()
     assert View(alice, "first").read("log") == b"START alice bob"
-    bob.close()
+
+
+def test_a_change_that_waited_for_a_merge_looks_again(world, alice, bob):
+    """A directory that others have removed meanwhile takes no more names: they would be lost with it."""
+    View(alice, "first").mkdir("dir")
+    View(alice, "first").mkdir("stays")
+    alice.flush()
+    alice.grant("first", bob)
+    theirs = View(bob, "first")
+    assert theirs.listdir("dir") == []
+    place = theirs.attr("dir").ino
+    View(alice, "first").rmdir("dir")
+    alice.flush()
+    held = Held(bob)
+    refreshing = world.start(bob.share().refresh)
+    held.wait()
+    making = world.start(bob.fs.mkdir, place, b"below", 0o755)
+    creating = world.start(bob.fs.create, place, b"file", 0o644, os.O_CREAT | os.O_WRONLY)
+    held.let_go()
+    refreshing.wait()
+    for task in (making, creating):
+        with pytest.raises(OSError) as caught:
+            task.wait()
+        assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
+    assert theirs.listdir() == ["stays"]
+
+
+def test_creating_what_others_have_created_opens_it(alice, bob):
+    """The kernel asks for a new file when it knows of none; only with O_EXCL is an old one an error."""
+    alice.grant("first", bob)
+    theirs = View(bob, "first")
+    parent = theirs.attr("").ino
+    View(alice, "first").write("file", b"from alice")
+    alice.flush()
+    bob.refresh()
+    flags = os.O_CREAT | os.O_RDWR
+    opened, attr = bob.world.run(bob.fs.create, parent, b"file", 0o644, flags)
+    assert attr.size == 10
+    assert theirs.pread(opened.fh, 0, 100) == b"from alice"
+    theirs.release(opened.fh)
+    with pytest.raises(OSError) as caught:
+        bob.world.run(bob.fs.create, parent, b"file", 0o644, flags | os.O_EXCL)
+    assert caught.value.errno == errno.EEXIST
+    opened, attr = bob.world.run(bob.fs.create, parent, b"file", 0o644, flags | os.O_TRUNC)
+    assert attr.size == 0
+    theirs.release(opened.fh)
 
 
 # -- memory and a full disk ----------------------------------------------------------------------------

@@ -739,3 +739,13 @@ def test_two_unix_users(stranger, tmp_path):
             assert read.stdout == b"still works"
         finally:
             as_bob("umount")
+
+
+def test_a_share_that_others_have_cannot_be_forgotten(alice, bob, give):
+    mine, _ = give()
+    (mine / "file").unlink()
+    with fails(errno.EBUSY):
+        mine.rmdir()
+    alice.cli("share", "revoke", mine.name, "bob")
+    mine.rmdir()
+    assert not mine.exists()
