@@ -62,7 +62,8 @@ packages:
 packages-test: packages
 	@missing=; \
 	$(call need,git,git) $(call need,sqlite3,sqlite3) $(call need,rsync,rsync) $(call need,tar,tar) \
-	$(call need,vim,vim-tiny) $(call need,ps,procps) $(call need,flock,util-linux) \
+	if ! command -v vim >/dev/null && ! command -v vim.tiny >/dev/null; then missing="$$missing vim-tiny"; fi; \
+	$(call need,ps,procps) $(call need,flock,util-linux) \
 	$(call need,dbus-run-session,dbus) $(call need,gnome-keyring-daemon,gnome-keyring) \
 	$(install-packages)
 

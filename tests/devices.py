@@ -277,12 +277,14 @@ class Device:
         """Look for what others published, as the watcher of a running daemon does twice a second."""
         self.world.run(self.share(name).refresh)
 
-    def grant(self, share, other, *rights):
-        """Share with ``other`` (started too), who accepts under the same name."""
-        self.world.run(
-            self.session.book.add, self.share(share), other.name, Terms(rights or ("read", "write"))
-        )
+    def grant(self, share, other):
+        """Share with ``other`` (started too) to write, who accepts under the same name."""
+        self.grant_again(share, other, "read", "write")
         self.world.run(other.session.book.accept, share, share.encode())
+
+    def grant_again(self, share, other, *rights):
+        """Replace what ``other`` was granted."""
+        self.world.run(self.session.book.add, self.share(share), other.name, Terms(rights))
 
     def view(self, share="first"):
         return View(self, share)

@@ -97,6 +97,8 @@ class Faults:
 
     def _before(self, step):
         with self._lock:
+            if self.dead and step == "spool.discard":
+                return "skip"
             if self.dead:
                 raise MeshkitError("state_corrupt", "this process is dead")
             self.calls.append(step)
@@ -117,9 +119,9 @@ class Faults:
 
     def _strike(self, fault):
         self.dead = fault["death"]
-        if self.dead or fault["code"]:
-            raise MeshkitError(fault["code"] or "state_corrupt", "injected")
-        return "skip"
+        if fault["code"] is None:
+            return "skip"
+        raise MeshkitError(fault["code"], "injected")
 
 
 @pytest.fixture
@@ -235,6 +237,8 @@ def steps_of_a_flush(world, place):
 def test_an_error_at_any_step(world, place, late):
     """The tree stays as it is, the next flush publishes it, and nothing is forgotten or left behind."""
     for step, number in steps_of_a_flush(world, place):
+        if late and step == "spool.write":
+            continue  # a write that fails has left nothing; see the tests of the spool
         where = f"{step} {number} {'after' if late else 'before'}"
         device = Device(world, f"{place}/{step}{number}", "alice")
         faults = Faults()
@@ -243,15 +247,16 @@ def test_an_error_at_any_step(world, place, late):
         begin(device)
         view, fh = change(device)
         expected = tree(device)
-        faults.arm(step, number, STEPS[step], late=late)
+        # A full disk is a clean no, so it cannot come after the deed.
+        code = "state_corrupt" if late and step == "state.record_commit" else STEPS[step]
+        faults.arm(step, number, code, late=late)
         published = step in ("state.published", "spool.discard") or (step == "metadata.publish" and late)
         if STEPS[step] is None:
             device.flush()
         else:
             with pytest.raises(MeshkitError) as caught:
                 device.flush()
-            assert caught.value.code == STEPS[step], where
-            assert device.share().stuck.code == STEPS[step], where
+            assert caught.value.code == device.share().stuck.code == code, where
         assert tree(device) == expected, where
         if not published:
             assert device.share().dirty, f"{where}: the changes count as published"
@@ -268,8 +273,8 @@ def test_an_error_at_any_step(world, place, late):
         view.fsync(fh)
         view.release(fh)
         assert tree(device) == expected, where
-        if step != "spool.discard":
-            nothing_left(device)
+        if step != "spool.discard" and not (late and step == "state.published"):
+            nothing_left(device)  # in these two cases only the next start sweeps up
         only_from_the_provider(device, expected)
         device.close()
     assert world.well
@@ -562,7 +567,7 @@ def test_a_state_that_is_older_than_what_was_published(world, place):
     view.write("file", b"one")
     device.flush()
     view.write("file", b"two")
-    faults.arm("state.published", 0, None, death=True)
+    faults.arm("state.published", 0, "no_space", death=True)
     with pytest.raises(MeshkitError):
         device.flush()
     device.crash()

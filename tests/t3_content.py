@@ -190,7 +190,7 @@ def test_a_file_with_index_blocks(alice):
     check(restart(alice))
 
 
-@pytest.mark.parametrize("cut", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 1, 10])
+@pytest.mark.parametrize("cut", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 10 * MIB + 5, 10])
 def test_cutting_at_the_edges_of_index_blocks(alice, cut):
     view = View(alice, "first")
     fh = view.create("big")
@@ -489,29 +489,34 @@ def test_appending_after_others_have_appended(alice, bob):
     assert View(alice, "first").read("log") == b"START alice bob"
 
 
-def test_a_change_that_waited_for_a_merge_looks_again(world, alice, bob):
-    """A directory that others have removed meanwhile takes no more names: they would be lost with it."""
-    View(alice, "first").mkdir("dir")
-    View(alice, "first").mkdir("stays")
+def test_a_rename_that_waited_looks_again_at_both_directories(world, alice, bob):
+    """Others may have moved the file and removed its directory while the other directory was being read."""
+    mine = View(alice, "first")
+    for name in ("from", "to", "elsewhere"):
+        mine.mkdir(name)
+    mine.write("from/file", b"content")
+    mine.write("to/other", b"")
     alice.flush()
     alice.grant("first", bob)
     theirs = View(bob, "first")
-    assert theirs.listdir("dir") == []
-    place = theirs.attr("dir").ino
-    View(alice, "first").rmdir("dir")
-    alice.flush()
-    held = Held(bob)
-    refreshing = world.start(bob.share().refresh)
+    assert theirs.listdir("from") == ["file"]
+    places = [theirs.attr(name).ino for name in ("from", "to")]
+    held = Held(bob, digest=node_of(bob, "to").entry.ref[:32])
+    moving = world.start(bob.fs.rename, places[0], b"file", places[1], b"file", 0)
     held.wait()
-    making = world.start(bob.fs.mkdir, place, b"below", 0o755)
-    creating = world.start(bob.fs.create, place, b"file", 0o644, os.O_CREAT | os.O_WRONLY)
+    mine.rename("from/file", "elsewhere/file")
+    mine.rmdir("from")
+    alice.flush()
+    bob.refresh()
     held.let_go()
-    refreshing.wait()
-    for task in (making, creating):
-        with pytest.raises(OSError) as caught:
-            task.wait()
-        assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
-    assert theirs.listdir() == ["stays"]
+    with pytest.raises(OSError) as caught:
+        moving.wait()
+    assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
+    bob.flush()
+    expected = {"elsewhere": None, "elsewhere/file": b"content", "to": None, "to/other": b""}
+    assert theirs.contents() == expected
+    alice.refresh()
+    assert mine.contents() == expected
 
 
 def test_creating_what_others_have_created_opens_it(alice, bob):
@@ -599,7 +604,10 @@ def test_memory_is_given_back_where_no_commit_helps(alice):
     view.unlink("file")
     for at in range(0, 16 * MIB, BLOCK):
         view.pwrite(fh, at, pattern(at, BLOCK - 10))
-    for at in range(0, 16 * MIB, 10 * BLOCK):
+    alice.flush()
+    view.pwrite(fh, 5, b"more")
+    assert not alice.share().dirty  # there is nothing to commit
+    for at in range(10 * BLOCK, 16 * MIB, 10 * BLOCK):
         assert view.pread(fh, at, BLOCK - 10) == pattern(at, BLOCK - 10)
     view.release(fh)
     view.forget_all()

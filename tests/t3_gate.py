@@ -163,6 +163,30 @@ def test_a_lease_is_never_longer_than_its_shortest_proof(two):
     assert walk(bob).deadline - time.clock_gettime(_grant._LEASE_CLOCK) <= 10
 
 
+def test_a_lease_ends_with_the_roster_too(two):
+    alice, bob = two
+    row = give(alice, bob)
+    now = int(time.time())
+    signing = alice.session.identity.signing
+    short = evil.forged_roster(evil.newest_roster(bob.metadata, row.share), signing, exp=now + 15)
+    metadata_of(bob).on("roster", evil.fixed(short), row.share)
+    metadata_of(bob).on("timestamp", stamped(bob, now, now + 300, roster=record_hash(short)), row.share)
+    assert walk(bob).deadline - time.clock_gettime(_grant._LEASE_CLOCK) <= 16
+
+
+def test_a_lease_that_ran_out_gives_nothing_more(two):
+    alice, bob = two
+    give(alice, bob)
+    grant = walk(bob)
+    grant.deadline = time.clock_gettime(_grant._LEASE_CLOCK)
+    assert not grant.alive
+    uses = (lambda: grant.content_key(bytes(64)), lambda: grant.root_key(1, 1), lambda: grant.require("list"))
+    for use in (*uses, lambda: grant.sealing_key(1), grant.check):
+        with pytest.raises(MeshkitError) as caught:
+            use()
+        assert caught.value.code == "freshness_unproven"
+
+
 def test_a_lease_counts_while_the_machine_sleeps():
     """CLOCK_MONOTONIC stands still in suspend: a laptop opened after a night would go on with its grants."""
     assert time.CLOCK_BOOTTIME == _grant._LEASE_CLOCK

@@ -691,6 +691,23 @@ def test_the_same_with_a_crash_and_somebody_else_in_between(play, alice, bob):
     assert play.settle() == {"file": b"second and bob's and third"}
 
 
+def test_changes_of_somebody_who_may_no_longer_write_are_kept_until_he_may_again(play, alice, bob):
+    start_with(play, file=b"old")
+    bob.write("bobs", b"not published in time")
+    bob.write("file", b"by bob")
+    play.devices["alice"].grant_again("first", play.devices["bob"], "read")
+    alice.write("other", b"by alice")
+    play.flush("alice")
+    with pytest.raises(MeshkitError) as refused:
+        play.flush("bob")
+    assert refused.value.code == "right_not_granted"
+    assert bob.read("bobs") == b"not published in time"
+    assert bob.read("file") == b"by bob"
+    assert alice.contents() == {"file": b"old", "other": b"by alice"}
+    play.devices["alice"].grant_again("first", play.devices["bob"], "read", "write")
+    assert play.settle() == {"file": b"by bob", "bobs": b"not published in time", "other": b"by alice"}
+
+
 def test_three_people(world, place):
     play = Play(world, place, "bob", "carol")
     alice, bob, carol = (play.as_(name) for name in ("alice", "bob", "carol"))

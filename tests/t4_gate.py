@@ -706,12 +706,16 @@ def test_a_history_that_is_not_the_one_seen(scene, spoil, code):
     assert again.error["code"] == "invalid_argument"
 
 
-def test_versions_below_what_the_owner_allows(scene):
+@pytest.mark.parametrize("where", ["roster", "capsule"])
+def test_versions_below_what_the_owner_allows(scene, where):
     """``minver``: after a mishap the owner can forbid everybody, newcomers too, to go back before it."""
     scene.give()
     version = evil.peek(Head, evil.newest_head(scene.db, scene.id)).ver
     with scene.restored():
-        scene.roster(minver=version + 1)
+        if where == "roster":
+            scene.roster(minver=version + 1)
+        else:
+            scene.install(scene.capsule(minver=version + 1))
         path = scene.accept()
         refused(scene.bob, path / "file", "head_rollback", step="head", unchanged=AFTER_UNWRAP, shown_at=path)
     scene.give()

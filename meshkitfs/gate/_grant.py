@@ -86,6 +86,10 @@ class Grant:
     def alive(self) -> bool:
         return self._error is None and time.clock_gettime(_LEASE_CLOCK) < self.deadline
 
+    def ends_within(self, seconds: float) -> bool:
+        """Return whether the lease is over in so many seconds, or already."""
+        return self._error is not None or time.monotonic() + seconds >= self.deadline
+
     def end(self, error: MeshkitError) -> None:
         """End the lease now and forget the key; later uses raise ``error``."""
         self._error = error

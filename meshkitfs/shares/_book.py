@@ -22,6 +22,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant, Trace
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
+from meshkitfs.providers import Usage
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
 from meshkitfs.shares._publishing import publish
 from meshkitfs.shares._services import Services
@@ -92,6 +93,10 @@ class ShareBook:
         if share is None:
             raise MeshkitError("share_not_found", name)
         return share
+
+    def usage(self) -> Usage:
+        """Return the room at the byte store."""
+        return self._services.reader.store.usage()
 
     def _mine(self, share: Share) -> Share:
         if not share.row.mine:

@@ -44,6 +44,8 @@ QUICK_DELAY_S = 0.05
 BUSY_DELAY_S = 1.0
 IDLE_DELAY_S = 5.0
 RETRY_DELAY_S = 5.0
+# How long before its end a lease is renewed, so that what cannot wait (a listing) does not meet its end.
+RENEW_AHEAD_S = 60.0
 # How often a refused share is looked at again by itself; an open asks at once.
 REFUSED_AGAIN_S = 5.0
 # How long to go on merging while others publish faster.
@@ -119,11 +121,11 @@ class Share:
         grant.require(right)
         return grant
 
-    async def _renew(self) -> Grant:
-        """Walk the gate and keep the new grant, or the refusal."""
+    async def _renew(self, *, ahead: bool = False) -> Grant:
+        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends."""
         async with self._renewing:
             tick = self.services.metadata.tick()
-            if self.grant is not None and self.grant.alive and tick == self._tick:
+            if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
                 return self.grant
             try:
                 grant = await self.services.gate.open(self.row, "list")
@@ -163,6 +165,8 @@ class Share:
         if self.refusal is not None and trio.current_time() < self._refused_at + REFUSED_AGAIN_S:
             return
         try:
+            if self.grant is not None and self.grant.ends_within(RENEW_AHEAD_S):
+                await self._renew(ahead=True)
             await self.use("list", current=True)
         except MeshkitError as error:
             _log.debug("refresh of %r: %s", self, error.code)
@@ -188,7 +192,9 @@ class Share:
             await self._load(grant)
         if self._pending is not None and grant.head.hash != self.base.hash:
             grant = await self._recognize(self._pending, grant)
-        if grant.head.hash != self.base.hash:
+        if grant.head.hash != self.base.hash and ("write" in grant.rights or not self.dirty):
+            # Without the right to write, what was changed here can neither be merged nor published. It stays
+            # as it is, and the share where it was, until the right is given again; `stuck` says so.
             await self._merge(grant)
         return grant
 
@@ -198,20 +204,23 @@ class Share:
         Otherwise it would be merged with itself, and every file in it would be in conflict.
         """
         services, me = self.services, self.services.signing()
-        with trio.move_on_after(PUBLISH_DEADLINE_S):
-            found = await services.metadata.heads(self.row.share, self.base.version, commit.version)
-            for blob in found:
-                try:
-                    head = Head.parse(blob, {me.kid: me.public})
-                except MeshkitError:
-                    continue  # somebody else's
-                if (head.ver, head.epoch, head.root) == (commit.version, commit.epoch, commit.root):
-                    # It was published, so all its blocks were stored. That the chain goes on from it to the
-                    # newest head is for the gate to check again, with the mark where it is now.
-                    staged = await trio.to_thread.run_sync(services.state.staged, self.row.share)
-                    await self._published(commit, blob, [digest for digest, _ in staged])
-                    self._tick = -1
-                    return await self._renew()
+        try:
+            with trio.fail_after(PUBLISH_DEADLINE_S):
+                found = await services.metadata.heads(self.row.share, self.base.version, commit.version)
+        except trio.TooSlowError:
+            raise MeshkitError("metadata_unavailable", "no answer in time") from None
+        for blob in found:
+            try:
+                head = Head.parse(blob, {me.kid: me.public})
+            except MeshkitError:
+                continue  # somebody else's
+            if (head.ver, head.epoch, head.root) == (commit.version, commit.epoch, commit.root):
+                # It was published, so all its blocks were stored. That the chain goes on from it to the
+                # newest head is for the gate to check again, with the mark where it is now.
+                staged = await trio.to_thread.run_sync(services.state.staged, self.row.share)
+                await self._published(commit, blob, [digest for digest, _ in staged])
+                self._tick = -1
+                return await self._renew()
         return grant
 
     async def _load(self, grant: Grant) -> None:
@@ -240,7 +249,7 @@ class Share:
         tree = self.tree
         assert tree is not None
         async with self._change.held_off():
-            if tree.dirty and "write" in grant.rights:
+            if tree.dirty:
                 # What was changed here becomes one of the three versions that are compared.
                 await self._commit_locally(grant)
             services, old, new, pending = self.services, self.base, grant.head, self._pending
@@ -367,6 +376,7 @@ class Share:
         self._committing = True
         self._changed_at = self._urgent_at = 0.0
         version, epoch = self.base.version + 1, grant.capsule.epoch
+        recording = False
         try:
             await write_out(tree, frozen, services.spool, epoch, version, grant.sealing_key(version))
             await trio.to_thread.run_sync(services.spool.sync)
@@ -374,9 +384,12 @@ class Share:
                 self.row.share, frozen.root, epoch, version,
                 self.base.hash, self.base.root, self.base.epoch, self.base.version,
             )  # fmt: skip
+            recording = True
             await trio.to_thread.run_sync(services.state.record_commit, commit, list(frozen.staged.items()))
-        except BaseException:
-            thaw(tree, frozen)
+        except BaseException as error:
+            # A full disk is a clean no; after another error the database may hold the commit all the same.
+            full = isinstance(error, MeshkitError) and error.code == "no_space"
+            thaw(tree, frozen, named=recording and not full)
             raise
         else:
             tree.sealer.error = None

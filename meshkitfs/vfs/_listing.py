@@ -103,11 +103,7 @@ class Listing(Finder):
         self._handles.pop(fh, None)
 
     async def statfs(self) -> StatFs:
-        usage = (
-            next(iter(self.book.shares.values())).services.reader.store.usage() if self.book.shares else None
-        )
-        if usage is None:
-            return StatFs(_STATFS_BLOCK, 0, 0, 0, 0)
+        usage = self.book.usage()
         files = sum(len(share.tree.nodes) for share in self.book.shares.values() if share.tree is not None)
         return StatFs(
             _STATFS_BLOCK, usage.total_bytes, usage.free_bytes, files + usage.free_inodes, usage.free_inodes
