@@ -469,7 +469,7 @@ def test_death_and_power_failure_at_any_step(world, place, late, monkeypatch):
         device.create_share()
         begin(device)
         old = tree(device)
-        view, fh = change(device)
+        view, _fh = change(device)
         new = tree(device)
         faults.arm(step, number, STEPS[step], late=late, death=True)
         with pytest.raises((MeshkitError, OSError)):
