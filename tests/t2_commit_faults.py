@@ -155,8 +155,8 @@ def begin(device):
     view.write("linked", b"two names")
     view.link("linked", "second")
     view.mkdir("many")
-    for i in range(90):
-        view.release(view.create(f"many/{i:02}"))
+    for i in range(300):
+        view.release(view.create(f"many/{i:03}"))
     device.flush()
     return view
 
@@ -171,8 +171,9 @@ def change(device):
     view.pwrite(fh, 70 * KIB, b"in the middle")
     view.rename("large", "renamed")
     view.unlink("second")
-    view.unlink("many/07")
-    view.write("many/08", b"eight")
+    # In a page where nothing else changes, so that only the page itself says that it has to be written.
+    view.unlink("many/007")
+    view.write("many/250", b"two hundred and fifty")
     view.mkdir("directory")
     view.write("directory/inside", pattern(4, 20 * KIB))
     view.symlink("directory/link", b"../new")
@@ -267,7 +268,7 @@ def test_an_error_at_any_step(world, place, late):
         except OSError as error:
             assert error.errno == errno.ENOSPC, where  # a writer is told once that blocks could not be sealed
             view.pwrite(fh, 100 * KIB, b"after the failure")
-        view.write("many/08", b"eight again")
+        view.write("many/250", b"again")
         view.unlink("directory/inside")
         expected = tree(device)
         view.fsync(fh)
