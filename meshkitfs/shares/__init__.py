@@ -5,8 +5,9 @@ reference to plaintext in `_reader`; writing goes from `_content` (changed block
 threads, the spool) to `_commit` (a complete new tree on this device) and `Share.flush` (published).
 """
 
-from meshkitfs.shares._book import Invitation, ShareBook, Terms, check_share_name
+from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
+from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget

@@ -17,43 +17,27 @@ from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
-from meshkitfs.core.records import Head, Letter, Roster, make_capsule, open_letter, seal_letter
+from meshkitfs.core.records import Head, Letter, Roster, open_letter, seal_letter
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant, Trace
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
 from meshkitfs.providers import Usage
+from meshkitfs.shares._granting import Terms, make_member, make_roster, own_grant
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
 from meshkitfs.shares._publishing import publish
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.state import Mark, Member, ShareRow
 
-__all__ = ["Invitation", "ShareBook", "Terms", "check_share_name"]
+__all__ = ["Invitation", "ShareBook", "check_share_name"]
 
 _log = logging.getLogger(__name__)
 
-# How long a roster vouches without being renewed, and when its owner's daemon renews it. This bounds how
-# long a dishonest metadata service can hide a revocation from somebody who has seen nothing newer.
-ROSTER_LIFETIME_S = 7 * 86400
+# When its owner's daemon renews a roster: this long before the end of its lifetime.
 ROSTER_RENEW_S = 4 * 86400
 # How often the owner's daemon looks whether a grant has run out, or a roster soon will.
 LOOK_S = 5
-# The owner's own capsule, and grants without --expires.
-NO_EXPIRY_S = 20 * 365 * 86400
-# Grants begin a little in the past, so that a recipient's slow clock does not find them not yet valid.
-BACKDATE_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a grant says beside whom it is for. ``expires`` is UNIX seconds, 0 for none."""
-
-    rights: tuple[str, ...] = ("read",)
-    expires: int = 0
-    policy: str = ""
-    vault: str = ""
-    capability: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +100,12 @@ class ShareBook:
             raise MeshkitError("share_exists", name.decode(errors="replace"))
         services, me, now = self._services, self._identity(), self._now
         share_id, oid, key = os.urandom(16), new_oid(), os.urandom(32)
-        member = self._grant(
-            me, share_id, oid, DIR, key, "live", Terms(("read", "write", "reshare")),
+        member = make_member(
+            me, now, share_id, oid, DIR, key, "live", Terms(("read", "write", "reshare")),
             handle=me.handle, to=me.encryption.public, signing=me.signing.public, epoch=1, seq=1,
         )  # fmt: skip
         service_key = await services.metadata.service_key()
-        roster = _roster(share_id, oid, 1, 1, [member], now, (service_key,)).sign(me.signing)
+        roster = make_roster(share_id, oid, 1, 1, [member], now, (service_key,)).sign(me.signing)
         moment = now * 1_000_000_000
         manifest = DirManifest(oid, 1, 1, 0, (), root=RootAttrs(mode, moment, moment))
         ref, block = seal_manifest(manifest, ver_key(key, oid, 1, 1))
@@ -170,28 +154,6 @@ class ShareBook:
 
     # -- granting ----------------------------------------------------------------------------------
 
-    def _grant(
-        self, me: Identity, share_id: bytes, oid: bytes, kind: int, key: bytes, grant: str, terms: Terms, *,
-        handle: str, to: bytes, signing: bytes, epoch: int, seq: int, ver: int = 0, root: bytes = b"",
-        target: str = "",
-    ) -> Member:  # fmt: skip
-        """Make and sign one capsule; returns it as the row that remembers it."""
-        now = self._now
-        capsule_id = os.urandom(16)
-        expires = terms.expires or now + NO_EXPIRY_S
-        header = {
-            "id": capsule_id, "grant": grant, "kind": kind, "share": share_id, "oid": oid, "epoch": epoch,
-            "ver": ver, "root": root, "nbf": now - BACKDATE_S, "exp": expires, "seq": seq,
-            "rights": sorted(terms.rights), "pol": {"id": terms.policy} if terms.policy else None,
-            "vault": terms.vault or None, "cap": terms.capability or None,
-        }  # fmt: skip
-        blob = make_capsule(me.signing, header, key, to)
-        return Member(
-            share_id, handle, capsule_id, record_hash(blob), kid_of(to), to, signing,
-            tuple(sorted(terms.rights)), now - BACKDATE_S, expires, grant, target, terms.policy, terms.vault,
-            terms.capability, blob, 0,
-        )  # fmt: skip
-
     async def add(self, share: Share, recipient: str, terms: Terms) -> tuple[Member, Contact]:
         """Grant the whole of ``share``, live, to a contact, and put the invitation into their mailbox.
 
@@ -204,8 +166,8 @@ class ShareBook:
         async with self._rosters:
             grant = await self._turn(share)
             roster = grant.roster
-            member = self._grant(
-                me, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live", terms,
+            member = make_member(
+                me, self._now, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live", terms,
                 handle=contact.handle, to=who.enc, signing=who.sig, epoch=roster.epoch, seq=roster.seq + 1,
             )  # fmt: skip
             others = [
@@ -236,8 +198,8 @@ class ShareBook:
             entry = node.entry
             if entry is None or node.dirty:
                 raise MeshkitError("commit_pending", path)
-            member = self._grant(
-                me, share.row.share, entry.oid, kind, entry.ref[32:], "snapshot",
+            member = make_member(
+                me, self._now, share.row.share, entry.oid, kind, entry.ref[32:], "snapshot",
                 replace(terms, rights=("read",)), handle=contact.handle, to=who.enc, signing=who.sig,
                 epoch=entry.epoch, seq=grant.roster.seq + 1, ver=entry.ver, root=entry.ref[:32], target=path,
             )  # fmt: skip
@@ -299,7 +261,7 @@ class ShareBook:
         if share.grant is not None and all(m.encryption_kid != me.encryption.kid for m in standing):
             # This device's memory is older than the owner's own capsule (it was restored from a backup).
             # A roster without the owner would close the share for good.
-            standing.append(_own(share.grant, me))
+            standing.append(own_grant(share.grant, me))
         return standing
 
     def _outlived(self, share: Share, roster: Roster) -> bool:
@@ -321,8 +283,8 @@ class ShareBook:
         """Move ``share`` to a new epoch that only ``kept`` have the key of. Holds ``_rosters``."""
         me, key = self._identity(), os.urandom(32)
         fresh = {
-            old.capsule_id: self._grant(
-                me, share.row.share, share.row.oid, DIR, key, "live",
+            old.capsule_id: make_member(
+                me, self._now, share.row.share, share.row.oid, DIR, key, "live",
                 Terms(old.rights, old.expires, old.policy, old.vault, old.capability), handle=old.handle,
                 to=old.encryption_public, signing=old.signing_public, epoch=grant.roster.epoch + 1,
                 seq=grant.roster.seq + 1,
@@ -343,7 +305,7 @@ class ShareBook:
         """
         services, old, now = self._services, grant.roster, self._now
         before = self._standing(share, old)
-        roster = _roster(
+        roster = make_roster(
             share.row.share, share.row.oid, old.seq + 1, old.epoch + bool(key), members, now,
             old.timestamp_keys, old.minver,
         )  # fmt: skip
@@ -474,25 +436,3 @@ class ShareBook:
             share.forget_tree()
         await share.use("list", current=True)
         return old
-
-
-def _own(grant: Grant, me: Identity) -> Member:
-    """Return the owner's own grant of a share, as its capsule says."""
-    capsule = grant.capsule
-    return Member(
-        capsule.share, me.handle, capsule.id, grant.capsule_hash, me.encryption.kid, me.encryption.public,
-        me.signing.public, capsule.rights, capsule.nbf, capsule.exp, "live", "", "", "", "", b"", 0,
-    )  # fmt: skip
-
-
-def _roster(
-    share_id: bytes, oid: bytes, seq: int, epoch: int, members: list[Member], now: int,
-    timestamp_keys: tuple[bytes, ...], minver: int = 0,
-) -> Roster:  # fmt: skip
-    writers = dict.fromkeys(
-        member.signing_public for member in members if member.grant == "live" and "write" in member.rights
-    )
-    return Roster(
-        share_id, oid, seq, epoch, tuple(member.capsule_hash for member in members), tuple(writers), minver,
-        now, now + ROSTER_LIFETIME_S, timestamp_keys,
-    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Capsules and rosters as an owner makes them: pure functions from terms and keys to signed records."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from meshkitfs.core.cose import record_hash
+from meshkitfs.core.keys import kid_of
+from meshkitfs.core.records import Roster, make_capsule
+from meshkitfs.gate import Grant
+from meshkitfs.identity import Identity
+from meshkitfs.state import Member
+
+__all__ = ["ROSTER_LIFETIME_S", "Terms", "make_member", "make_roster", "own_grant"]
+
+# How long a roster vouches without being renewed. This bounds how long a dishonest metadata service can hide
+# a revocation from somebody who has seen nothing newer.
+ROSTER_LIFETIME_S = 7 * 86400
+# The owner's own capsule, and grants without --expires.
+NO_EXPIRY_S = 20 * 365 * 86400
+# Grants begin a little in the past, so that a recipient's slow clock does not find them not yet valid.
+BACKDATE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a grant says beside whom it is for. ``expires`` is UNIX seconds, 0 for none."""
+
+    rights: tuple[str, ...] = ("read",)
+    expires: int = 0
+    policy: str = ""
+    vault: str = ""
+    capability: str = ""
+
+
+def make_member(
+    me: Identity, now: int, share_id: bytes, oid: bytes, kind: int, key: bytes, grant: str, terms: Terms, *,
+    handle: str, to: bytes, signing: bytes, epoch: int, seq: int, ver: int = 0, root: bytes = b"",
+    target: str = "",
+) -> Member:  # fmt: skip
+    """Make and sign one capsule at ``now`` (UNIX seconds); returns it as the row that remembers it.
+
+    ``to`` and ``signing`` are the recipient's public keys; ``key`` is what the capsule holds.
+    """
+    capsule_id = os.urandom(16)
+    expires = terms.expires or now + NO_EXPIRY_S
+    header = {
+        "id": capsule_id, "grant": grant, "kind": kind, "share": share_id, "oid": oid, "epoch": epoch,
+        "ver": ver, "root": root, "nbf": now - BACKDATE_S, "exp": expires, "seq": seq,
+        "rights": sorted(terms.rights), "pol": {"id": terms.policy} if terms.policy else None,
+        "vault": terms.vault or None, "cap": terms.capability or None,
+    }  # fmt: skip
+    blob = make_capsule(me.signing, header, key, to)
+    return Member(
+        share_id, handle, capsule_id, record_hash(blob), kid_of(to), to, signing,
+        tuple(sorted(terms.rights)), now - BACKDATE_S, expires, grant, target, terms.policy, terms.vault,
+        terms.capability, blob, 0,
+    )  # fmt: skip
+
+
+def own_grant(grant: Grant, me: Identity) -> Member:
+    """Return the owner's own grant of a share, as its capsule says."""
+    capsule = grant.capsule
+    return Member(
+        capsule.share, me.handle, capsule.id, grant.capsule_hash, me.encryption.kid, me.encryption.public,
+        me.signing.public, capsule.rights, capsule.nbf, capsule.exp, "live", "", "", "", "", b"", 0,
+    )  # fmt: skip
+
+
+def make_roster(
+    share_id: bytes, oid: bytes, seq: int, epoch: int, members: list[Member], now: int,
+    timestamp_keys: tuple[bytes, ...], minver: int = 0,
+) -> Roster:  # fmt: skip
+    """Return the roster that lists ``members``, valid from ``now``; whoever may write is a writer."""
+    writers = dict.fromkeys(
+        member.signing_public for member in members if member.grant == "live" and "write" in member.rights
+    )
+    return Roster(
+        share_id, oid, seq, epoch, tuple(member.capsule_hash for member in members), tuple(writers), minver,
+        now, now + ROSTER_LIFETIME_S, timestamp_keys,
+    )  # fmt: skip
