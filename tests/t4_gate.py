@@ -1098,7 +1098,7 @@ ELSEWHERE = {
     "provider_http_error": "no provider that speaks HTTP yet",
     "metadata_unavailable": "the gate makes it freshness_unproven; for commands: t1_metadata_contract.py",
     "head_conflict": "merged and tried again, nobody sees it: t4_sharing.py, both write",
-    "state_corrupt": "t4_crash.py and t1 tests of the state",
+    "state_corrupt": "t4_bad_input.py",
     "home_busy": "t3_control.py",
     "already_initialized": "t3_config.py, t4_cli.py",
     "invalid_config": "t3_config.py",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 
 from meshkitfs.shares._tree import Tree
-
-if TYPE_CHECKING:
-    from meshkitfs.shares._share import Share
 
 __all__ = ["Changing"]
 
@@ -19,10 +15,10 @@ __all__ = ["Changing"]
 class Changing:
     """Counts the changes of a share's tree that are under way; see `Share.changing`."""
 
-    __slots__ = ("_share", "count", "merging", "quiet")
+    __slots__ = ("_tree", "count", "merging", "quiet")
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, tree: Callable[[], Tree | None]) -> None:
+        self._tree = tree
         self.count = 0
         self.quiet = trio.Event()
         # Set while a merge runs, or waits for the changes under way to end.
@@ -31,7 +27,7 @@ class Changing:
     async def __aenter__(self) -> Tree:
         while self.merging is not None:
             await self.merging.wait()
-        tree = self._share.tree
+        tree = self._tree()
         assert tree is not None  # callers have been through `use`
         self.count += 1
         return tree

@@ -76,7 +76,7 @@ class Share:
         self._renewing = trio.Lock()
         self._started = 0
         self._succeeded = 0
-        self._change = Changing(self)
+        self._change = Changing(lambda: self.tree)
         self._wake = trio.Event()
         # Times (trio's clock) of the first change and the first wish to hurry since the last cycle; 0 = none.
         self._urgent_at = 0.0
