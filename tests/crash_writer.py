@@ -102,7 +102,7 @@ def remove(name):
 
 
 def directory(number):
-    name = f"dir{number}"
+    name = f"dir{seed}-{number}"  # unlike those of the rounds before
     os.mkdir(f"{base}/{name}")
     sync_dir(base)
     say("dir", name)
@@ -115,7 +115,7 @@ def unsynced():
 
 
 os.makedirs(base, exist_ok=True)
-number = len(os.listdir(base)) * 1000
+number = 0
 try:
     while True:
         number += 1
