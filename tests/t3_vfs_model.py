@@ -566,7 +566,9 @@ class Model(RuleBasedStateMachine):
             for path in sorted({*got, *expected})
             if got.get(path) != expected.get(path)
         }
-        assert not different, f"{len(possible)} trees were possible; (found, expected): {shortened(different)}"
+        assert not different, (
+            f"{len(possible)} trees were possible; (found, expected): {shortened(different)}"
+        )
         assert same == links
 
     @precondition(lambda self: self.steps > 7)
