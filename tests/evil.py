@@ -322,6 +322,12 @@ class EvilMetadata:
     async def heads(self, share: bytes, after_ver: int, upto_ver: int) -> list[bytes]:
         return await self._answer("heads", share, self.inner.heads(share, after_ver, upto_ver))
 
+    async def retention(self, share: bytes) -> bytes | None:
+        return await self._answer("retention", share, self.inner.retention(share))
+
+    async def retain(self, share: bytes, record: bytes) -> None:
+        await self._answer("retain", share, self.inner.retain(share, record))
+
     async def publish(self, publication: Publication) -> None:
         await self._answer("publish", publication.share, self.inner.publish(publication))
         if publication.roster is not None:

@@ -524,7 +524,7 @@ def strange_files(tmp_path):
     (tmp_path / "text").write_text("x" * 5000)
     (tmp_path / "empty").touch()
     stranger = "CREATE TABLE mine (x); PRAGMA user_version = 1"
-    for name, statement in (("stranger", stranger), ("newer", "PRAGMA user_version = 2")):
+    for name, statement in (("stranger", stranger), ("newer", "PRAGMA user_version = 99")):
         if name == "newer":
             EmbeddedMetadata.create(tmp_path / name).close()
         with apsw.Connection(str(tmp_path / name)) as db:

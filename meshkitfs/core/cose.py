@@ -17,7 +17,7 @@ from meshkitfs.core import cbor
 from meshkitfs.core.keys import KID_SIZE, SigningKey, check_ed25519_public
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["peek1", "record_hash", "sign1", "verify1"]
+__all__ = ["peek1", "read1", "record_hash", "sign1", "verify1"]
 
 # {1: -19, 4: h'kid', 16: "type"}: map(3), 1 -> -19, 4 -> bytes(16)
 _PROTECTED: Final = b"\xa3\x01\x32\x04\x50"
@@ -106,6 +106,16 @@ def verify1(blob: bytes, keys: Mapping[bytes, bytes], typ: str) -> tuple[dict[st
         check_ed25519_public(public).verify(signature, _to_sign(protected, payload))
     except InvalidSignature:
         raise MeshkitError("invalid_record", "the signature is not valid") from None
+    return _payload(payload, typ), kid
+
+
+def read1(blob: bytes, typ: str) -> tuple[dict[str, Any], bytes]:
+    """Return payload and signer's kid WITHOUT verifying the signature: for a record known by its hash.
+
+    A hash that a verified record names vouches for every byte, the signature included. Raises MeshkitError
+    ``invalid_record`` for another type or form.
+    """
+    kid, _, payload, _ = _split(blob, typ)
     return _payload(payload, typ), kid
 
 

@@ -7,6 +7,7 @@ absent is null, and a payload with one field more or less is refused.
 from __future__ import annotations
 
 import dataclasses
+import hmac
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Self
 
@@ -24,6 +25,7 @@ __all__ = [
     "choice",
     "nullable",
     "public_key",
+    "ranges",
     "refuse",
     "text",
     "time",
@@ -82,6 +84,24 @@ def array(check: Check, limit: int) -> Check:
     )
 
 
+def ranges(limit: int) -> Check:
+    """At most ``limit`` triples (first, last, time) in one flat array: ascending, apart, none empty."""
+
+    def check(value: Any) -> bool:
+        if type(value) is not list or len(value) % 3 or len(value) > 3 * limit:
+            return False
+        if not all(uint()(number) for number in value):
+            return False
+        end = 0
+        for first, last in zip(value[::3], value[1::3], strict=True):
+            if not end < first <= last:
+                return False
+            end = last
+        return all(map(time, value[2::3]))
+
+    return check
+
+
 def public_key(value: Any) -> bool:
     """An Ed25519 public key that is safe to verify with."""
     check_ed25519_public(value)
@@ -133,6 +153,18 @@ class Record:
         Raises MeshkitError ``invalid_record`` otherwise, and for any field missing, unknown or invalid.
         """
         value, kid = cose.verify1(blob, keys, cls.TYPE)
+        return cls._from_payload(value, kid, blob)
+
+    @classmethod
+    def parse_known(cls, blob: bytes, digest: bytes) -> Self:
+        """Return the record in ``blob`` if its record hash is ``digest``, which a verified record named.
+
+        The signature is not looked at: whoever signed then need not be allowed to sign now. Raises
+        MeshkitError ``invalid_record`` if it is another record, or breaks a rule of the format.
+        """
+        if not hmac.compare_digest(cose.record_hash(blob), digest):
+            raise refuse(f"not the {cls.TYPE} that was named")
+        value, kid = cose.read1(blob, cls.TYPE)
         return cls._from_payload(value, kid, blob)
 
     @classmethod

@@ -11,7 +11,18 @@ from typing import Any, ClassVar, Final
 
 from meshkitfs.core.capsule import RIGHTS, Capsule, make_capsule
 from meshkitfs.core.cose import record_hash
-from meshkitfs.core.fields import Check, Record, array, blob, check_fields, public_key, refuse, time, uint
+from meshkitfs.core.fields import (
+    Check,
+    Record,
+    array,
+    blob,
+    check_fields,
+    public_key,
+    ranges,
+    refuse,
+    time,
+    uint,
+)
 from meshkitfs.core.identity_record import IdentityRecord, rotate, verify_chain
 from meshkitfs.core.letter import Letter, open_letter, seal_letter
 
@@ -21,6 +32,7 @@ __all__ = [
     "Head",
     "IdentityRecord",
     "Letter",
+    "Retention",
     "Roster",
     "Timestamp",
     "make_capsule",
@@ -33,6 +45,7 @@ __all__ = [
 
 _CAPSULES_MAX: Final = 10_000
 _WRITERS_MAX: Final = 1_000
+_PRUNED_MAX: Final = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
@@ -137,3 +150,31 @@ class Timestamp(Record):
         check_fields(value, cls.FIELDS, cls.TYPE)
         if value["iat"] >= value["exp"]:
             raise refuse("a timestamp that ends before it begins")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Retention(Record):
+    """Which past versions of a share its owner has given up; ``seq`` only grows, and so does what is listed.
+
+    ``pruned`` is flat: first and last version (inclusive) and the time it was given up, again and again, in
+    ascending order. Versions that no range holds are kept. The newest version can never be given up: readers
+    take no notice of a range that holds it.
+    """
+
+    TYPE: ClassVar[str] = "mk/retention@1"
+    FIELDS: ClassVar[Mapping[str, Check]] = {
+        "share": blob(16),
+        "seq": uint(1),
+        "pruned": ranges(_PRUNED_MAX),
+        "iat": time,
+    }
+
+    share: bytes
+    seq: int
+    pruned: tuple[int, ...]
+    iat: int
+
+    def ranges(self) -> list[tuple[int, int, int]]:
+        """Return ``pruned`` as (first version, last version, time given up)."""
+        flat = self.pruned
+        return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)]

@@ -75,6 +75,16 @@ class Metadata(Protocol):
     async def heads(self, share: bytes, after_ver: int, upto_ver: int) -> list[bytes]:
         """The heads with ``after_ver < ver <= upto_ver``, oldest first, as far as they are kept."""
 
+    async def retention(self, share: bytes) -> bytes | None:
+        """The newest retention record, which says which versions the owner has given up; None without one."""
+
+    async def retain(self, share: bytes, record: bytes) -> None:
+        """Replace the retention record by the next one. Repeating the one that is in force succeeds.
+
+        Raises ``head_conflict`` when its seq is not the next one, ``invalid_record`` when it is malformed,
+        for another share, not signed by the owner, or takes back what an earlier one gave up.
+        """
+
     async def publish(self, publication: Publication) -> None:
         """Apply a publication entirely or not at all. Repeating one that is already in force succeeds.
 

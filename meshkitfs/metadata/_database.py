@@ -120,6 +120,7 @@ class _Link:
         file_id = _file_id(self._path)
         self.connection = connect(self._path, self._busy_seconds)
         try:
+            migrate(self.connection)
             check_format(self.connection, self._path)
             self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
         except BaseException:
@@ -146,6 +147,7 @@ def create_file(path: Path) -> None:
         connection = connect(path, _CREATE_WAIT_SECONDS)
         try:
             if not _is_empty(connection):
+                migrate(connection)
                 check_format(connection, path)  # before anything of a stranger's database is changed
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
             in_transaction(connection, "BEGIN IMMEDIATE", _make_schema)
@@ -169,6 +171,14 @@ def connect(path: Path, busy_seconds: float) -> apsw.Connection:
     connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     connection.execute("PRAGMA synchronous = FULL").fetchall()
     return connection
+
+
+def migrate(connection: apsw.Connection) -> None:
+    """Bring a metadata store of an older version to the one known here; leave everything else alone."""
+    if connection.execute("PRAGMA application_id").get != _schema.APPLICATION_ID:
+        return
+    if connection.execute("PRAGMA user_version").get in _schema.MIGRATIONS:
+        in_transaction(connection, "BEGIN IMMEDIATE", _migrate)
 
 
 def check_format(connection: apsw.Connection, path: Path) -> None:
@@ -199,6 +209,13 @@ def _make_schema(connection: apsw.Connection) -> None:
         connection.execute("INSERT INTO service (seed) VALUES (?)", (os.urandom(32),))
         connection.execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}").fetchall()
         connection.execute(f"PRAGMA user_version = {_schema.VERSION}").fetchall()
+
+
+def _migrate(connection: apsw.Connection) -> None:
+    # Looked at again inside the transaction: another process may have done it meanwhile.
+    while (version := connection.execute("PRAGMA user_version").get) in _schema.MIGRATIONS:
+        connection.execute(_schema.MIGRATIONS[version]).fetchall()
+        connection.execute(f"PRAGMA user_version = {version + 1}").fetchall()
 
 
 def _is_empty(connection: apsw.Connection) -> bool:

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 
 from meshkitfs.core.cose import peek1
 from meshkitfs.core.keys import kid_of
-from meshkitfs.core.records import Capsule, Head, IdentityRecord, Roster, verify_chain
+from meshkitfs.core.records import Capsule, Head, IdentityRecord, Retention, Roster, verify_chain
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata._api import Publication
 
-__all__ = ["Standing", "check_capsules", "check_expectations", "check_head", "check_identity", "check_roster"]
+__all__ = [
+    "Standing",
+    "check_capsules",
+    "check_expectations",
+    "check_head",
+    "check_identity",
+    "check_retention",
+    "check_roster",
+]
 
 ROSTER_TYPE = "mk/roster@1"
 
@@ -94,6 +102,36 @@ def check_capsules(publication: Publication, owner: bytes) -> None:
         capsule = Capsule.parse(blob, keys)
         if (capsule.share, capsule.to, capsule.id) != (publication.share, kid, capsule_id):
             raise MeshkitError("invalid_record", "the capsule's share, recipient or id is another one")
+
+
+def check_retention(share: bytes, blob: bytes, old: bytes | None, standing: Standing) -> Retention:
+    """Return the retention record if it may follow ``old``. Raises invalid_record, head_conflict."""
+    keys = {kid_of(standing.owner): standing.owner} if standing.owner else {}
+    record = Retention.parse(blob, keys)
+    before = Retention.parse(old, keys) if old is not None else None
+    if record.share != share:
+        raise MeshkitError("invalid_record", "the retention record of another share")
+    seq = before.seq if before is not None else 0
+    if record.seq != seq + 1:
+        raise MeshkitError("head_conflict", f"retention {seq} is in force; {record.seq} cannot follow it")
+    if before is not None and not _covers(record, before):
+        raise MeshkitError("invalid_record", "a version that was given up cannot be kept again")
+    if any(last >= standing.head_ver for _, last, _ in record.ranges()):
+        raise MeshkitError("invalid_record", "the newest version cannot be given up")
+    return record
+
+
+def _covers(new: Retention, old: Retention) -> bool:
+    """Whether everything that ``old`` gave up is given up in ``new``."""
+    ranges = new.ranges()
+    for first, last, _ in old.ranges():
+        at = first
+        for low, high, _ in ranges:
+            if low <= at <= high:
+                at = high + 1
+        if at <= last:
+            return False
+    return True
 
 
 def check_identity(handle: str, chain: Sequence[bytes], record: bytes) -> IdentityRecord:

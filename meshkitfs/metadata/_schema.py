@@ -1,12 +1,22 @@
-"""The tables of the embedded metadata home, version 1."""
+"""The tables of the embedded metadata home, and how an older file gets those that are new."""
 
 from typing import Final
 
-__all__ = ["APPLICATION_ID", "SCHEMA", "VERSION"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA", "VERSION"]
 
 APPLICATION_ID: Final = 0x4D4B6D64  # "MKmd", in the file's header
-VERSION: Final = 1
-SCHEMA: Final = """
+VERSION: Final = 2
+_RETENTIONS: Final = """
+CREATE TABLE retentions (      -- which versions the owner has given up; the newest record only
+    share BLOB PRIMARY KEY,
+    seq   INTEGER NOT NULL,
+    blob  BLOB NOT NULL        -- the signed record
+) STRICT, WITHOUT ROWID;
+"""
+# What a file of the version before lacks: MIGRATIONS[1] makes a version 1 file one of version 2.
+MIGRATIONS: Final = {1: _RETENTIONS}
+SCHEMA: Final = (
+    """
 CREATE TABLE service (         -- one row: the key that signs this home's timestamps
     seed BLOB NOT NULL         -- Ed25519 seed, 32 bytes; see EmbeddedMetadata for what that means
 ) STRICT;
@@ -52,3 +62,5 @@ CREATE TABLE identity_keys (
     handle TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
+    + _RETENTIONS
+)

@@ -113,6 +113,14 @@ class EmbeddedMetadata:
             lambda db: [row[0] for row in db.execute(query, (share, after_ver, upto_ver))]
         )
 
+    async def retention(self, share: bytes) -> bytes | None:
+        """The newest retention record."""
+        return await self._read(lambda db: _retention(db, share))
+
+    async def retain(self, share: bytes, record: bytes) -> None:
+        """Replace the retention record; see `Metadata.retain` for what is refused."""
+        await self._write(lambda db: _retain(db, share, record))
+
     async def publish(self, publication: Publication) -> None:
         """Apply a publication as one transaction; see `Metadata.publish` for what is refused."""
         await self._write(lambda db: _publish(db, publication))
@@ -212,6 +220,20 @@ def _newest_roster(db: apsw.Connection, share: bytes) -> bytes | None:
 
 def _newest_head(db: apsw.Connection, share: bytes) -> bytes | None:
     return _blob(db, "SELECT blob FROM heads WHERE share = ? ORDER BY ver DESC LIMIT 1", share)
+
+
+def _retention(db: apsw.Connection, share: bytes) -> bytes | None:
+    return _blob(db, "SELECT blob FROM retentions WHERE share = ?", share)
+
+
+def _retain(db: apsw.Connection, share: bytes, blob: bytes) -> None:
+    old = _retention(db, share)
+    if old == blob:
+        return
+    record = _rules.check_retention(share, blob, old, _standing(db, share))
+    db.execute(
+        "INSERT OR REPLACE INTO retentions (share, seq, blob) VALUES (?, ?, ?)", (share, record.seq, blob)
+    )
 
 
 def _blob(db: apsw.Connection, query: str, share: bytes) -> bytes | None:

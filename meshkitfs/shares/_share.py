@@ -24,6 +24,7 @@ from meshkitfs.shares._changing import Changing
 from meshkitfs.shares._commit import freeze, settle, thaw, write_out
 from meshkitfs.shares._events import AccessChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._graft import Graft
+from meshkitfs.shares._history import History
 from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
 from meshkitfs.shares._planting import plant
@@ -65,6 +66,7 @@ class Share:
         self.stuck: MeshkitError | None = None
         self.tree: Tree | None = None
         self.base = HeadView()
+        self.history = History(services, row)
         self.counters = Counters()
         self.conflicts: list[bytes] = []
         self._pending: LocalCommit | None = None

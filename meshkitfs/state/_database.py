@@ -22,7 +22,7 @@ from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRo
 
 __all__ = ["State"]
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
 _SCHEMA = """
 -- One row per thing the mount shows at its top level; columns as in ShareRow.
@@ -62,6 +62,20 @@ CREATE TABLE contacts(handle TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;
 -- Single values: clock_floor (seconds).
 CREATE TABLE settings(name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """
+
+# What a database of the version before lacks: _MIGRATIONS[1] makes one of version 1 one of version 2.
+_MIGRATIONS = {
+    1: """
+-- A local commit whose publication has begun while a newer one took its place in commits: it may be public.
+CREATE TABLE outgoing(
+    share BLOB PRIMARY KEY, root BLOB NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL,
+    base_hash BLOB NOT NULL, base_root BLOB NOT NULL, base_epoch INTEGER NOT NULL,
+    base_version INTEGER NOT NULL
+) WITHOUT ROWID;
+-- What a long job (verify, reencrypt, ...) has done already, so that it can be resumed: items by job.
+CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
+""",
+}
 
 _SHARE_COLUMNS = (
     "ref, share, oid, name, kind, grant_kind, owner_public, owner_handle, mine, mode, mtime_ns, created"
@@ -107,7 +121,12 @@ class State:
             version = db.pragma("user_version")
             if version == 0 and create:
                 with db:
-                    db.execute(_SCHEMA)
+                    db.execute(_SCHEMA + "".join(_MIGRATIONS.values()))
+                    db.pragma("user_version", _SCHEMA_VERSION)
+            elif version in _MIGRATIONS:
+                with db:
+                    for older in range(version, _SCHEMA_VERSION):
+                        db.execute(_MIGRATIONS[older])
                     db.pragma("user_version", _SCHEMA_VERSION)
             elif version != _SCHEMA_VERSION:
                 raise MeshkitError(
@@ -252,6 +271,22 @@ class State:
 
     def staged_digests(self) -> set[bytes]:
         return {row[0] for row in self._rows("SELECT digest FROM staged")}
+
+    # -- long jobs -------------------------------------------------------------------------------------
+
+    def job_items(self, job: str) -> set[bytes]:
+        """Return what a job has done, by its own names for it (bytes)."""
+        return {row[0] for row in self._rows("SELECT item FROM jobs WHERE job = ?", job)}
+
+    def add_job_items(self, job: str, items: Iterable[bytes]) -> None:
+        """Note that a job has done ``items``; durable when it returns."""
+        with self._transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO jobs VALUES (?,?)", [(job, item) for item in items])
+
+    def end_job(self, job: str) -> None:
+        """Forget everything about a job."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM jobs WHERE job = ?", (job,))
 
     # -- members -----------------------------------------------------------------------------------------
 
