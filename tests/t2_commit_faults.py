@@ -20,6 +20,7 @@ from devices import Device, Disk, World, pattern, scratch
 from meshkitfs.core.blocks import SealedBlock
 from meshkitfs.core.cid import digest_of
 from meshkitfs.errors import MeshkitError
+from meshkitfs.shares._publishing import UPLOAD_TRIES
 from meshkitfs.state import LocalCommit, Mark, Spool, State
 
 KIB = 1024
@@ -231,6 +232,11 @@ def steps_of_a_flush(world, place):
     return [step for index, step in enumerate(steps) if index not in boring]
 
 
+def persistence(step):
+    """How often a step has to fail for the flush to notice: a store may lose requests now and then."""
+    return UPLOAD_TRIES + 1 if step == "store.put_files" else 1
+
+
 # -- errors ------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +256,7 @@ def test_an_error_at_any_step(world, place, late):
         expected = tree(device)
         # A full disk is a clean no, so it cannot come after the deed.
         code = "state_corrupt" if late and step == "state.record_commit" else STEPS[step]
-        faults.arm(step, number, code, late=late)
+        faults.arm(step, number, code, late=late, times=persistence(step))
         published = step in ("state.published", "spool.discard") or (step == "metadata.publish" and late)
         if STEPS[step] is None:
             device.flush()
@@ -339,7 +345,7 @@ def test_fsync_says_so(world, place, step):
     view = device.view()
     fh = view.create("file")
     view.pwrite(fh, 0, b"content")
-    faults.arm(step, 0, STEPS[step])
+    faults.arm(step, 0, STEPS[step], times=persistence(step))
     with pytest.raises(OSError) as caught:
         view.fsync(fh)
     assert caught.value.errno == MeshkitError(STEPS[step]).errno

@@ -144,7 +144,7 @@ class Session:
 
     def _hurry_all(self) -> None:
         for share in self.book.shares.values():
-            share.hurry()
+            share.press()
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, PublishFailed):

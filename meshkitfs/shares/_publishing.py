@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -17,7 +17,10 @@ __all__ = ["PUBLISH_DEADLINE_S", "UPLOAD_DEADLINE_S", "publish", "signed_head", 
 # One batch of blocks, and the sync after all of them.
 UPLOAD_DEADLINE_S = 300
 PUBLISH_DEADLINE_S = 30
-_UPLOAD_BATCH = 256
+# Batches on their way at the same time, and how often one block is offered before the cycle gives up.
+UPLOADS = 4
+UPLOAD_TRIES = 6
+_BATCH = 64
 
 
 def signed_head(
@@ -29,18 +32,79 @@ def signed_head(
     return head.sign(services.signing())
 
 
-async def upload(services: Services, digests: Sequence[bytes]) -> None:
-    """Bring spooled blocks to the byte store, durably. Raises what the store raises."""
-    store = services.reader.store
+async def upload(
+    services: Services, digests: Sequence[bytes], stored: Callable[[Sequence[bytes]], None] = lambda _: None
+) -> None:
+    """Bring spooled blocks to the byte store, durably, several batches at a time.
+
+    ``stored`` is told of what has arrived and is durable, also when others could not be stored. Raises what
+    the store raises, after every block had its tries.
+    """
+    arrived: list[bytes] = []
+    failures: list[MeshkitError] = []
+    batches = iter([digests[at : at + _BATCH] for at in range(0, len(digests), _BATCH)])
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(UPLOADS, -(-len(digests) // _BATCH))):
+            nursery.start_soon(_carry, services, batches, arrived, failures)
     try:
-        for at in range(0, len(digests), _UPLOAD_BATCH):
-            batch = digests[at : at + _UPLOAD_BATCH]
-            with trio.fail_after(UPLOAD_DEADLINE_S):
-                await store.put_files([(digest, services.spool.path(digest)) for digest in batch])
         with trio.fail_after(UPLOAD_DEADLINE_S):
-            await store.sync()
+            await services.reader.store.sync()
     except trio.TooSlowError:
-        raise MeshkitError("provider_request_failed", "no answer in time") from None
+        failures.insert(0, _too_slow())
+    except MeshkitError as error:
+        failures.insert(0, error)
+    else:
+        stored(arrived)
+    if failures:
+        raise failures[0]
+
+
+async def _carry(
+    services: Services,
+    batches: Iterator[Sequence[bytes]],
+    arrived: list[bytes],
+    failures: list[MeshkitError],
+) -> None:
+    """Store batch after batch until there are none left, or the store is found to be of no use now."""
+    for batch in batches:
+        try:
+            await _put(services, batch)
+            arrived += batch
+        except MeshkitError as error:
+            if error.code != "provider_request_failed" or failures:
+                failures.append(error)
+                return
+            await _one_by_one(services, batch, arrived, failures)
+            if failures:
+                return
+
+
+async def _one_by_one(
+    services: Services, batch: Sequence[bytes], arrived: list[bytes], failures: list[MeshkitError]
+) -> None:
+    """Offer each block of a failed batch by itself: a store that loses some requests takes the others."""
+    for digest in batch:
+        for attempt in range(1, UPLOAD_TRIES + 1):
+            try:
+                await _put(services, [digest])
+                arrived.append(digest)
+                break
+            except MeshkitError as error:
+                if attempt == UPLOAD_TRIES or error.code != "provider_request_failed":
+                    failures.append(error)
+                    return
+
+
+async def _put(services: Services, batch: Sequence[bytes]) -> None:
+    try:
+        with trio.fail_after(UPLOAD_DEADLINE_S):
+            await services.reader.store.put_files([(digest, services.spool.path(digest)) for digest in batch])
+    except trio.TooSlowError:
+        raise _too_slow() from None
+
+
+def _too_slow() -> MeshkitError:
+    return MeshkitError("provider_request_failed", "no answer in time")
 
 
 async def publish(services: Services, publication: Publication) -> None:

@@ -22,6 +22,8 @@ from meshkitfs.state import Spool
 __all__ = ["BlockReader", "ReadCounters"]
 
 FETCH_DEADLINE_S = 30
+# How often a block is asked for when the store fails to answer properly, all within that deadline.
+FETCH_TRIES = 6
 
 
 @dataclass(slots=True)
@@ -58,9 +60,19 @@ class BlockReader:
                     raise
         try:
             with trio.fail_after(FETCH_DEADLINE_S):
-                return await self.store.get(digest)
+                return await self._fetch(digest)
         except trio.TooSlowError:
             raise MeshkitError("provider_request_failed", "no answer in time") from None
+
+    async def _fetch(self, digest: bytes) -> VerifiedBlock:
+        """Ask the store, again if it loses requests; what it says of the block itself is final."""
+        for _ in range(FETCH_TRIES - 1):
+            try:
+                return await self.store.get(digest)
+            except MeshkitError as error:
+                if error.code != "provider_request_failed":
+                    raise
+        return await self.store.get(digest)
 
     async def open(self, grant: Grant, ref: bytes, where: Where) -> memoryview:
         """Return the plaintext of a manifest, page or index block (not cached: the caller parses it)."""

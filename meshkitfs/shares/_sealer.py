@@ -28,13 +28,26 @@ WORKERS = 2
 BATCH = 4
 # Plaintext that may wait in memory, all shares together. Past it, writers wait (back-pressure).
 MEMORY_LIMIT = 96 << 20
+# Sealed blocks that may wait for the provider on this device, unless the configuration says otherwise and as
+# long as the disk is not the tighter bound.
+SPOOL_LIMIT = 4 << 30
 
 
 class Budget:
-    """Counts the changed plaintext that waits in memory, in bytes, and makes writers wait past the limit."""
+    """Makes writers wait while too much waits: changed plaintext in memory, unsent blocks in the spool.
 
-    def __init__(self, limit: int = MEMORY_LIMIT) -> None:
+    ``limit`` bounds the first and ``spool_limit`` the second, in bytes; ``spooled`` tells how much is there.
+    """
+
+    def __init__(
+        self,
+        limit: int = MEMORY_LIMIT,
+        spool_limit: int = SPOOL_LIMIT,
+        spooled: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._limit = limit
+        self.spool_limit = spool_limit
+        self._spooled = spooled
         self._held = 0
         # How much of it is with the sealing workers, and so will be let go of without a commit.
         self.sealing = 0
@@ -54,7 +67,12 @@ class Budget:
 
     @property
     def full(self) -> bool:
-        return self._held > self._limit
+        return self._held > self._limit or self.spool_full
+
+    @property
+    def spool_full(self) -> bool:
+        """Whether as much waits for the provider as may: only a publication makes room."""
+        return self._spooled() > self.spool_limit
 
     @property
     def stuck(self) -> bool:
@@ -67,7 +85,7 @@ class Budget:
         self._relief = trio.Event()
 
     async def room(self, failed: Callable[[], bool] = lambda: False) -> None:
-        """Wait until there is room for more plaintext, or ``failed()`` says that there will be none."""
+        """Wait until there is room for more, or ``failed()`` says that there will be none."""
         while self.full and not failed():
             self.on_pressure()
             await self._relief.wait()

@@ -34,6 +34,8 @@ class Services:
     who: str
     emit: Callable[[Event], None]
     wall: Callable[[], float] = time.time
+    # Whether fsync waits for the provider and the publication, or only for this device.
+    fsync_publishes: bool = True
 
 
 @dataclass(slots=True)

@@ -1,8 +1,10 @@
-"""One share at work: its grant, its tree, and the cycle that makes changes durable and public.
+"""One share at work: its tree, and the cycle that makes changes durable and public.
 
-Two locks, always taken in this order: ``_cycle`` (one commit, publication or merge at a time) and
-``_renewing`` (one walk through the gate at a time). Handlers take neither for reads and writes on a live
-grant; they only announce changes with `changing`, so that a merge can wait for a quiet moment.
+Three locks, always taken in this order: ``_sending`` (one publication at a time), ``_cycle`` (one local
+commit or merge at a time) and ``_renewing`` (one walk through the gate at a time). An upload holds only the
+first, so that changes go on being committed on this device while a slow store takes its time. Handlers take
+none of them for reads and writes on a live grant; they only announce changes with `changing`, so that a merge
+can wait for a quiet moment.
 """
 
 from __future__ import annotations
@@ -16,22 +18,23 @@ import trio
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.keys import ver_key
 from meshkitfs.core.manifest import DirManifest, FileManifest
-from meshkitfs.core.records import Head
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant, HeadView
 from meshkitfs.metadata import Publication
+from meshkitfs.shares._access import Access
 from meshkitfs.shares._changing import Changing
 from meshkitfs.shares._commit import freeze, settle, thaw, write_out
-from meshkitfs.shares._events import AccessChanged, NodeChanged, PublishFailed
+from meshkitfs.shares._events import NodeChanged, PublishFailed
 from meshkitfs.shares._graft import Graft
 from meshkitfs.shares._history import History
 from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
+from meshkitfs.shares._outbox import Outbox
+from meshkitfs.shares._pace import Pace
 from meshkitfs.shares._planting import plant
-from meshkitfs.shares._publishing import PUBLISH_DEADLINE_S, publish, signed_head, upload
+from meshkitfs.shares._publishing import publish, signed_head, upload
 from meshkitfs.shares._sealer import Sealer
 from meshkitfs.shares._services import Counters, Services
-from meshkitfs.shares._tree import Tree
 from meshkitfs.shares._versions import Library
 from meshkitfs.state import LocalCommit, ShareRow
 
@@ -39,12 +42,6 @@ __all__ = ["Services", "Share"]
 
 _log = logging.getLogger(__name__)
 
-# How soon a change is published after a quiet time, and how often at most while changes go on: a single
-# save is seen at once, a flood of files becomes a few heads.
-QUICK_DELAY_S = 0.05
-BUSY_DELAY_S = 1.0
-IDLE_DELAY_S = 5.0
-RETRY_DELAY_S = 5.0
 # How long before its end a lease is renewed, so that what cannot wait (a listing) does not meet its end.
 RENEW_AHEAD_S = 60.0
 # How often a refused share is looked at again by itself; an open asks at once.
@@ -53,37 +50,27 @@ REFUSED_AGAIN_S = 5.0
 RACE_DEADLINE_S = 30
 
 
-class Share:
+class Share(Access):
     """A share of this home, opened when it is first used."""
 
     def __init__(self, row: ShareRow, services: Services) -> None:
-        self.row = row
-        self.services = services
-        self.grant: Grant | None = None
-        # Why the last try was refused; None while the share can be used.
-        self.refusal: MeshkitError | None = None
+        super().__init__(row, services)
         # Why the last publication failed; None when everything is out.
         self.stuck: MeshkitError | None = None
-        self.tree: Tree | None = None
-        self.base = HeadView()
         self.history = History(services, row)
         self.counters = Counters()
         self.conflicts: list[bytes] = []
-        self._pending: LocalCommit | None = None
+        # When what is not public yet began to change (UNIX seconds); 0 when everything is.
+        self.unsent_since = 0.0
+        self._outbox = Outbox(services, row, self.counters)
         # Changes were taken out of the tree's dirty set and are not in a local commit yet.
         self._committing = False
-        self._refused_at = 0.0
-        self._tick = -1
         self._cycle = trio.Lock()
-        self._renewing = trio.Lock()
+        self._sending = trio.Lock()
         self._started = 0
         self._succeeded = 0
         self._change = Changing(lambda: self.tree)
-        self._wake = trio.Event()
-        # Times (trio's clock) of the first change and the first wish to hurry since the last cycle; 0 = none.
-        self._urgent_at = 0.0
-        self._changed_at = 0.0
-        self._last_cycle = 0.0
+        self._pace = Pace()
         self._committer = False
         self.root_ino = inode_number(row.ref, row.oid)
 
@@ -91,17 +78,11 @@ class Share:
         return f"<Share {self.row.share.hex()[:8]}>"
 
     @property
-    def name(self) -> str:
-        return self.row.name.decode(errors="surrogateescape")
+    def base(self) -> HeadView:
+        """The head that the tree stands on."""
+        return self._outbox.base
 
     # -- the grant ---------------------------------------------------------------------------------
-
-    def live(self, right: str) -> Grant | None:
-        """Return the grant if it includes ``right`` and needs no renewal, without asking anybody."""
-        grant = self.grant
-        if grant is None or not grant.alive or self.tree is None or right not in grant.rights:
-            return None
-        return grant
 
     async def use(self, right: str, *, current: bool = False) -> Grant:
         """Return a live grant that includes ``right``, with the tree loaded; walk the gate if need be.
@@ -122,43 +103,6 @@ class Share:
                 grant = await self._catch_up(await self._renew())
         grant.require(right)
         return grant
-
-    async def _renew(self, *, ahead: bool = False) -> Grant:
-        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends."""
-        async with self._renewing:
-            tick = self.services.metadata.tick()
-            if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
-                return self.grant
-            try:
-                grant = await self.services.gate.open(self.row, "list")
-            except MeshkitError as error:
-                self.refuse(error)
-                raise
-            self.grant = grant
-            self._tick = tick
-            if self.refusal is not None:
-                self.refusal = None
-                self.services.emit(AccessChanged(self.name, ""))
-            return grant
-
-    def refuse(self, error: MeshkitError) -> None:
-        """End the grant: keys and cached plaintext go, and the kernel is told to drop what it holds."""
-        first = self.refusal is None or self.refusal.code != error.code
-        if self.grant is not None:
-            self.grant.end(error)
-            self.grant = None
-        self._tick = -1
-        self.refusal = error
-        self._refused_at = trio.current_time()
-        if not first:
-            return
-        self.services.reader.forget()
-        if self.tree is not None:
-            for node in self.tree.nodes.values():
-                if isinstance(node, FileNode):
-                    node.kernel_current = False
-                self.services.emit(NodeChanged(node.ino, True))
-        self.services.emit(AccessChanged(self.name, error.code))
 
     async def refresh(self) -> None:
         """Look whether somebody published something or the grant needs renewing. Never raises a refusal."""
@@ -184,7 +128,7 @@ class Share:
                 self.services.emit(NodeChanged(node.ino, True))
         self.grant, self.tree, self.refusal = None, None, None
         self._tick = -1
-        self._pending = None
+        self._outbox = Outbox(self.services, self.row, self.counters)
 
     # -- the tree ----------------------------------------------------------------------------------
 
@@ -192,56 +136,30 @@ class Share:
         """Load the tree, or merge a newer head into it. Returns the grant to go on with. Holds ``_cycle``."""
         if self.tree is None:
             await self._load(grant)
-        if self._pending is not None and grant.head.hash != self.base.hash:
-            grant = await self._recognize(self._pending, grant)
+        if grant.head.hash != self.base.hash and await self._outbox.recognize(grant.head.version):
+            self._tick = -1
+            grant = await self._renew()
         if grant.head.hash != self.base.hash and ("write" in grant.rights or not self.dirty):
             # Without the right to write, what was changed here can neither be merged nor published. It stays
             # as it is, and the share where it was, until the right is given again; `stuck` says so.
             await self._merge(grant)
         return grant
 
-    async def _recognize(self, commit: LocalCommit, grant: Grant) -> Grant:
-        """Find out whether the local commit was published after all, and only the answer was lost.
-
-        Otherwise it would be merged with itself, and every file in it would be in conflict.
-        """
-        services, me = self.services, self.services.signing()
-        try:
-            with trio.fail_after(PUBLISH_DEADLINE_S):
-                found = await services.metadata.heads(self.row.share, self.base.version, commit.version)
-        except trio.TooSlowError:
-            raise MeshkitError("metadata_unavailable", "no answer in time") from None
-        for blob in found:
-            try:
-                head = Head.parse(blob, {me.kid: me.public})
-            except MeshkitError:
-                continue  # somebody else's
-            if (head.ver, head.epoch, head.root) == (commit.version, commit.epoch, commit.root):
-                # It was published, so all its blocks were stored. That the chain goes on from it to the
-                # newest head is for the gate to check again, with the mark where it is now.
-                staged = await trio.to_thread.run_sync(services.state.staged, self.row.share)
-                await self._published(commit, blob, [digest for digest, _ in staged])
-                self._tick = -1
-                return await self._renew()
-        return grant
-
     async def _load(self, grant: Grant) -> None:
         services, row = self.services, self.row
         sealer = Sealer(services.nursery, services.spool, services.reader.spooled, services.budget)
-        pending = services.state.local_commit(row.share) if row.grant == "live" else None
-        head = grant.head
+        outbox, head = self._outbox, grant.head
+        if row.grant == "live":
+            outbox.load()
+        pending = outbox.pending
         if pending is not None:
             # Work of an earlier run that was never published: that is the tree, made from an older head.
             root, epoch, version = pending.root, pending.epoch, pending.version
-            self.base = HeadView(
-                pending.base_version, pending.base_epoch, pending.base_root, pending.base_hash
-            )
         else:
             root, epoch, version = head.root, head.epoch, head.version
-            self.base = head
+            outbox.base = head
         manifest = await services.reader.open_root(grant, root, epoch, version)
         self.tree = await plant(grant, row, manifest, services.reader, sealer)
-        self._pending = pending
         self.tree.on_change = self._on_change
         if pending is not None:
             self._on_change()
@@ -254,7 +172,7 @@ class Share:
             if tree.dirty:
                 # What was changed here becomes one of the three versions that are compared.
                 await self._commit_locally(grant)
-            services, old, new, pending = self.services, self.base, grant.head, self._pending
+            services, old, new, pending = self.services, self.base, grant.head, self._outbox.pending
             reader, library, plan = services.reader, Library(tree, grant), Plan()
             theirs = _directory(await reader.open_root(grant, new.root, new.epoch, new.version))
             if pending is not None:
@@ -266,7 +184,7 @@ class Share:
             await graft.prepare()
             # From here on nothing waits: tree and base change together, or not at all.
             graft.apply()
-            self.base = new
+            self._outbox.merged_into(new)
             self.conflicts += plan.conflicts
             self.counters.merges += 1
             if pending is not None:
@@ -280,23 +198,26 @@ class Share:
     # -- making changes durable and public -----------------------------------------------------------
 
     def _on_change(self) -> None:
-        if not self._changed_at:
-            self._changed_at = trio.current_time()
+        self._pace.changed()
+        if not self.unsent_since:
+            self.unsent_since = self.services.wall()
         if not self._committer:
             self._committer = True
             self.services.nursery.start_soon(self._commit_when_due)
 
     def hurry(self) -> None:
-        """Publish soon: a file was closed, a name was changed, or memory is full."""
-        if not self._urgent_at:
-            self._urgent_at = trio.current_time()
-            self._wake.set()
+        """Publish soon: a file was closed, or a name was changed."""
+        self._pace.hurry()
+
+    def press(self) -> None:
+        """Commit as soon as possible: memory or the spool is full."""
+        self._pace.press()
 
     async def _commit_when_due(self) -> None:
         """Publish changes a little after they were made, until there are none left."""
         try:
             while self.dirty:
-                await self._pause()
+                await self._pace.until_due(stuck=self.stuck is not None)
                 try:
                     await self.flush()
                 except MeshkitError as error:
@@ -308,26 +229,33 @@ class Share:
         finally:
             self._committer = False
 
-    async def _pause(self) -> None:
-        """Wait until the next cycle is due: soon after a close, later while a file is still being written."""
-        while True:
-            due = self._changed_at + IDLE_DELAY_S
-            if self._urgent_at:
-                due = min(due, max(self._urgent_at + QUICK_DELAY_S, self._last_cycle + BUSY_DELAY_S))
-            if self.stuck is not None:
-                due = max(due, self._last_cycle + RETRY_DELAY_S)
-            if trio.current_time() >= due:
-                return
-            self._wake = trio.Event()
-            with trio.move_on_at(due):
-                await self._wake.wait()
-
     @property
     def dirty(self) -> bool:
         """Whether anything waits to be committed or published, or is just being so."""
-        if self._pending is not None or self._committing:
+        if self._outbox.pending is not None or self._committing:
             return True
         return self.tree is not None and bool(self.tree.dirty)
+
+    @property
+    def uploading(self) -> tuple[int, int] | None:
+        """How many blocks of the publication under way have arrived, of how many; None without one."""
+        return (self._outbox.done, self._outbox.total) if self._sending.locked() else None
+
+    async def fsync(self) -> None:
+        """Return when everything changed before this call is as safe as this home's ``fsync`` promises."""
+        if self.services.fsync_publishes:
+            await self.flush()
+        else:
+            await self.journal()
+
+    async def journal(self) -> None:
+        """Return when everything changed before this call is durable on this device."""
+        async with self._cycle:
+            if self.tree is None or not self.tree.dirty:
+                return  # a commit takes everything, and ends before the cycle does
+            grant = await self._renew()
+            grant.require("write")
+            await self._commit_locally(grant)
 
     async def flush(self) -> None:
         """Return when everything changed before this call is stored by the provider and published.
@@ -336,7 +264,7 @@ class Share:
         are safe on this device if a local commit was possible (``stuck`` says).
         """
         wanted = self._started + 1
-        async with self._cycle:
+        async with self._sending:
             if self._succeeded >= wanted:
                 return
             self._started += 1
@@ -349,45 +277,45 @@ class Share:
                 self.stuck = error
                 raise
             finally:
-                self._last_cycle = trio.current_time()
+                self._pace.ended()
+                self.services.budget.look_again()
             self.stuck = None
             self._succeeded = number
 
     async def _bring_out(self, right: str) -> Grant:
-        """Commit what changed here and publish it on top of what others publish meanwhile. Holds ``_cycle``.
+        """Commit what changed here and publish it on top of what others publish. Holds ``_sending``.
 
         Whoever has more to merge is slower and loses each single race, so only time decides when to give up.
         """
         give_up = trio.current_time() + RACE_DEADLINE_S
         while True:
-            grant = await self._catch_up(await self._renew())
-            grant.require(right)
-            await self._commit_locally(grant)
-            if await self._publish(grant):
+            async with self._cycle:
+                grant = await self._catch_up(await self._renew())
+                grant.require(right)
+                await self._commit_locally(grant)
+                commit = self._outbox.pending
+            if commit is None or await self._publish(commit):
                 return grant
             if trio.current_time() > give_up:
                 raise MeshkitError("head_conflict", f"others were faster for {RACE_DEADLINE_S} s")
 
     async def _commit_locally(self, grant: Grant) -> None:
         """Make the tree as it is now durable on this device. Holds ``_cycle``."""
-        tree, services = self.tree, self.services
+        tree, services, outbox = self.tree, self.services, self._outbox
         assert tree is not None
         frozen = freeze(tree)
         if frozen is None:
             return
         self._committing = True
-        self._changed_at = self._urgent_at = 0.0
-        version, epoch = self.base.version + 1, grant.capsule.epoch
+        self._pace.taken()
+        version, epoch = outbox.next_version, grant.capsule.epoch
         recording = False
         try:
             await write_out(tree, frozen, services.spool, epoch, version, grant.sealing_key(version))
             await trio.to_thread.run_sync(services.spool.sync)
-            commit = LocalCommit(
-                self.row.share, frozen.root, epoch, version,
-                self.base.hash, self.base.root, self.base.epoch, self.base.version,
-            )  # fmt: skip
+            commit = outbox.commit(frozen.root, epoch, version)
             recording = True
-            await trio.to_thread.run_sync(services.state.record_commit, commit, list(frozen.staged.items()))
+            await outbox.record(commit, list(frozen.staged.items()))
         except BaseException as error:
             # A full disk is a clean no; after another error the database may hold the commit all the same.
             full = isinstance(error, MeshkitError) and error.code == "no_space"
@@ -396,7 +324,7 @@ class Share:
         else:
             tree.sealer.error = None
             settle(tree, frozen, self._clean)
-            self._pending = commit
+            outbox.pending = commit
         finally:
             self._committing = False
         self.counters.commits += 1
@@ -407,57 +335,54 @@ class Share:
             node.release_content()
         self.tree.evict(node)
 
-    async def _publish(self, grant: Grant) -> bool:
-        """Upload and publish the local commit; False if somebody else was faster. Holds ``_cycle``."""
-        commit = self._pending
-        if commit is None:
-            return True
-        services, row = self.services, self.row
-        stored = [digest for digest, _ in await trio.to_thread.run_sync(services.state.staged, row.share)]
-        await upload(services, stored)
-        self.counters.uploaded += len(stored)
-        head = signed_head(services, row, commit.epoch, commit.version, self.base.hash, commit.root)
-        publication = Publication(
-            row.share,
-            expect_head=self.base.hash,
-            head=head,
-            head_ver=commit.version,
-            head_epoch=commit.epoch,
-        )
+    async def _publish(self, commit: LocalCommit) -> bool:
+        """Upload and publish a local commit; False if somebody else was faster. Holds ``_sending``."""
+        over = trio.Event()
+        self.services.nursery.start_soon(self._journal_meanwhile, over)
         try:
-            await publish(services, publication)
-        except MeshkitError as error:
-            if error.code != "head_conflict":
-                raise
+            await self._outbox.upload()
+            async with self._cycle:
+                if not await self._outbox.announce(commit):
+                    return False
+            head = await self._outbox.publish(commit)
+        except MeshkitError:
+            # It may be public all the same: look before anything else is decided.
+            self._tick = -1
+            raise
+        finally:
+            over.set()
+        if head is None:
             self._tick = -1
             return False
-        await self._published(commit, head, stored)
+        async with self._cycle:
+            if self._outbox.awaits(commit):
+                await self._outbox.published(commit, head, all_stored=False)
+            # A walk since then may have seen an even newer head, which must not be forgotten again.
+            if self.grant is not None and self.grant.head.version < self.base.version:
+                self.grant.head = self.base
+            self.unsent_since = self.services.wall() if self.dirty else 0.0
         return True
 
-    async def _published(self, commit: LocalCommit, head: bytes, stored: list[bytes]) -> None:
-        services = self.services
-        self.base = HeadView(
-            commit.version,
-            commit.epoch,
-            commit.root,
-            record_hash(head),
-            services.signing().kid,
-            int(services.wall()),
-        )
-        self._pending = None
-        # A walk since then may have seen an even newer head, which must not be forgotten again.
-        if self.grant is not None and self.grant.head.version < self.base.version:
-            self.grant.head = self.base
-        mark = services.state.mark(self.row.share)
-        mark = replace(mark, head_version=self.base.version, head_hash=self.base.hash)
+    async def _journal_meanwhile(self, over: trio.Event) -> None:
+        """While an upload takes long, make on this device durable what must not wait for it."""
+        async with trio.open_nursery() as nursery:
 
-        def settle_state() -> None:
-            services.state.published(self.row.share, mark, stored)
-            services.reader.spooled.difference_update(stored)
-            services.spool.discard(stored)
+            async def until_over() -> None:
+                await over.wait()
+                nursery.cancel_scope.cancel()
 
-        await trio.to_thread.run_sync(settle_state)
-        self.counters.heads += 1
+            nursery.start_soon(until_over)
+            while True:
+                await self._pace.until_overdue()
+                with trio.CancelScope(shield=True):
+                    try:
+                        await self.journal()
+                    except MeshkitError as error:
+                        _log.warning("share %r: not journaled: %s (%s)", self, error.code, error.detail)
+                        await over.wait()  # the cycle after this one meets the error itself
+                    except Exception:
+                        _log.exception("share %r: journaling failed in a way nobody foresaw", self)
+                        await over.wait()
 
     async def rotate(self, key: bytes, epoch: int, grants: Publication) -> None:
         """Move the share to a new epoch: re-seal its root under the new ``key`` and publish all at once.
@@ -465,13 +390,16 @@ class Share:
         ``grants`` has the roster and capsules; the head is added here. What is not published yet is
         published first, under the old epoch.
         """
-        async with self._cycle:
+        async with self._sending:
             give_up = trio.current_time() + RACE_DEADLINE_S
             while True:
                 grant = await self._bring_out("reshare")
                 try:
-                    await self._reseal(key, epoch, grants)
-                    return
+                    async with self._cycle:
+                        if self._outbox.pending is not None:
+                            continue  # journaled meanwhile; that is published first too
+                        await self._reseal(key, epoch, grants)
+                        return
                 except MeshkitError as error:
                     # Somebody may publish in between again and again; another roster is another matter.
                     current = grant.roster.seq == grants.expect_roster
@@ -480,13 +408,13 @@ class Share:
                     self._tick = -1
 
     async def _reseal(self, key: bytes, epoch: int, grants: Publication) -> None:
-        """Publish ``grants`` with a new head, whose root is sealed under ``key``. Holds ``_cycle``."""
-        tree, services = self.tree, self.services
+        """Publish ``grants`` with a new head, whose root is sealed under ``key``. Holds both locks."""
+        tree, services, base = self.tree, self.services, self.base
         assert tree is not None
         tree.mark(tree.root)
         frozen = freeze(tree)
         assert frozen is not None  # the root was just marked
-        version = self.base.version + 1
+        version = self._outbox.next_version
         try:
             await write_out(
                 tree, frozen, services.spool, epoch, version, ver_key(key, self.row.oid, epoch, version)
@@ -494,10 +422,10 @@ class Share:
             await trio.to_thread.run_sync(services.spool.sync)
             digests = list(frozen.staged)
             await upload(services, digests)
-            head = signed_head(services, self.row, epoch, version, self.base.hash, frozen.root)
+            head = signed_head(services, self.row, epoch, version, base.hash, frozen.root)
             await publish(
                 services,
-                replace(grants, expect_head=self.base.hash, head=head, head_ver=version, head_epoch=epoch),
+                replace(grants, expect_head=base.hash, head=head, head_ver=version, head_epoch=epoch),
             )
         except BaseException:
             thaw(tree, frozen)
@@ -505,7 +433,7 @@ class Share:
         settle(tree, frozen, self._clean)
         self.grant = None
         self._tick = -1
-        self.base = HeadView(version, epoch, frozen.root, record_hash(head))
+        self._outbox.merged_into(HeadView(version, epoch, frozen.root, record_hash(head)))
         services.reader.spooled.difference_update(digests)
         await trio.to_thread.run_sync(services.spool.discard, digests)
 

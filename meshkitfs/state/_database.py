@@ -66,11 +66,11 @@ CREATE TABLE settings(name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 # What a database of the version before lacks: _MIGRATIONS[1] makes one of version 1 one of version 2.
 _MIGRATIONS = {
     1: """
--- A local commit whose publication has begun while a newer one took its place in commits: it may be public.
-CREATE TABLE outgoing(
-    share BLOB PRIMARY KEY, root BLOB NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL,
+-- Local commits that a newer one has replaced, but whose publication had begun: they may be public.
+CREATE TABLE begun(
+    share BLOB NOT NULL, root BLOB NOT NULL, epoch INTEGER NOT NULL, version INTEGER NOT NULL,
     base_hash BLOB NOT NULL, base_root BLOB NOT NULL, base_epoch INTEGER NOT NULL,
-    base_version INTEGER NOT NULL
+    base_version INTEGER NOT NULL, PRIMARY KEY(share, version)
 ) WITHOUT ROWID;
 -- What a long job (verify, reencrypt, ...) has done already, so that it can be resumed: items by job.
 CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
@@ -80,6 +80,7 @@ CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item))
 _SHARE_COLUMNS = (
     "ref, share, oid, name, kind, grant_kind, owner_public, owner_handle, mine, mode, mtime_ns, created"
 )
+_COMMIT_COLUMNS = "share, root, epoch, version, base_hash, base_root, base_epoch, base_version"
 _MEMBER_COLUMNS = (
     "share, handle, capsule_id, capsule_hash, encryption_kid, encryption_public, signing_public, rights, "
     "not_before, expires, grant_kind, target, policy, vault, capability, blob, revoked"
@@ -223,44 +224,67 @@ class State:
     # -- local commits ---------------------------------------------------------------------------------
 
     def local_commit(self, share: bytes) -> LocalCommit | None:
+        rows = self._rows(f"SELECT {_COMMIT_COLUMNS} FROM commits WHERE share = ?", share)  # noqa: S608
+        return LocalCommit(*rows[0]) if rows else None
+
+    def begun_commits(self, share: bytes) -> list[LocalCommit]:
+        """Return older local commits of ``share`` that may have been published, oldest first."""
         rows = self._rows(
-            "SELECT share, root, epoch, version, base_hash, base_root, base_epoch, base_version "
-            "FROM commits WHERE share = ?",
+            f"SELECT {_COMMIT_COLUMNS} FROM begun WHERE share = ? ORDER BY version",  # noqa: S608
             share,
         )
-        return LocalCommit(*rows[0]) if rows else None
+        return [LocalCommit(*row) for row in rows]
 
     def unpublished(self) -> set[bytes]:
         """Return the ids of the shares that have a local commit waiting."""
         return {row[0] for row in self._rows("SELECT share FROM commits")}
 
-    def record_commit(self, commit: LocalCommit, staged: Iterable[tuple[bytes, int]]) -> None:
-        """Make ``commit`` the tree of its share on this device, naming its newly spooled (digest, size)."""
+    def record_commit(
+        self, commit: LocalCommit, staged: Iterable[tuple[bytes, int]], begun: Iterable[LocalCommit] = ()
+    ) -> None:
+        """Make ``commit`` the tree of its share on this device, naming its newly spooled (digest, size).
+
+        ``begun`` are all older commits on the same base whose publication has begun.
+        """
         with self._transaction() as db:
             db.executemany(
                 "INSERT INTO staged VALUES (?,?,?) ON CONFLICT(digest) DO NOTHING",
                 [(digest, commit.share, size) for digest, size in staged],
             )
-            db.execute(
-                "INSERT OR REPLACE INTO commits VALUES (?,?,?,?,?,?,?,?)",
-                (
-                    commit.share, commit.root, commit.epoch, commit.version,
-                    commit.base_hash, commit.base_root, commit.base_epoch, commit.base_version,
-                ),
-            )  # fmt: skip
+            db.execute("DELETE FROM begun WHERE share = ?", (commit.share,))
+            db.executemany("INSERT INTO begun VALUES (?,?,?,?,?,?,?,?)", [_commit_row(old) for old in begun])
+            db.execute("INSERT OR REPLACE INTO commits VALUES (?,?,?,?,?,?,?,?)", _commit_row(commit))
 
-    def published(self, share: bytes, mark: Mark, stored: Iterable[bytes]) -> None:
-        """The local commit of ``share`` is public: raise the mark and let its ``stored`` blocks go."""
+    def note_begun(self, commit: LocalCommit) -> None:
+        """Note that an older local commit is about to be published."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO begun VALUES (?,?,?,?,?,?,?,?)", _commit_row(commit))
+
+    def published(
+        self, share: bytes, mark: Mark, stored: Iterable[bytes], rest: LocalCommit | None = None
+    ) -> None:
+        """A local commit of ``share`` is public: raise the mark and let its ``stored`` blocks go.
+
+        ``rest`` is a newer one, which stands on it now.
+        """
         with self._transaction() as db:
             db.execute("DELETE FROM commits WHERE share = ?", (share,))
+            db.execute("DELETE FROM begun WHERE share = ?", (share,))
+            if rest is not None:
+                db.execute("INSERT INTO commits VALUES (?,?,?,?,?,?,?,?)", _commit_row(rest))
             db.executemany("DELETE FROM staged WHERE digest = ?", [(digest,) for digest in stored])
             _raise_mark(db, share, mark)
+
+    def unstage(self, digests: Iterable[bytes]) -> None:
+        """Forget staged blocks that no commit needs any more."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM staged WHERE digest = ?", [(digest,) for digest in digests])
 
     def drop_commit(self, share: bytes) -> None:
         """Forget the local commit and its staged blocks (the share itself was removed)."""
         with self._transaction() as db:
-            db.execute("DELETE FROM commits WHERE share = ?", (share,))
-            db.execute("DELETE FROM staged WHERE share = ?", (share,))
+            for table in ("commits", "begun", "staged"):
+                db.execute(f"DELETE FROM {table} WHERE share = ?", (share,))  # noqa: S608
 
     def staged(self, share: bytes) -> list[tuple[bytes, int]]:
         """Return (digest, size in bytes) of the blocks of ``share`` that wait for the provider."""
@@ -357,6 +381,13 @@ def _member(row: tuple[Any, ...]) -> Member:
     values = list(row)
     values[7] = tuple(values[7].split(",")) if values[7] else ()
     return Member(*values)
+
+
+def _commit_row(commit: LocalCommit) -> tuple[Any, ...]:
+    return (
+        commit.share, commit.root, commit.epoch, commit.version,
+        commit.base_hash, commit.base_root, commit.base_epoch, commit.base_version,
+    )  # fmt: skip
 
 
 def _raise_mark(db: apsw.Connection, share: bytes, mark: Mark) -> None:

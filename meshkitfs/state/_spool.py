@@ -45,6 +45,9 @@ class Spool:
         self._doubtful: set[bytes] = set()
         # Discarded while a sync runs, which may be about to look at them.
         self._gone: set[bytes] = set()
+        # What is in it, by size; ``used`` is their sum in bytes.
+        self._sizes: dict[bytes, int] = {}
+        self.used = 0
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
 
@@ -60,6 +63,7 @@ class Spool:
             raise _classified(error) from error
         with self._lock:
             self._unsynced.add(block.digest)
+            self._count(block.digest, len(block.data))
         return len(block.data)
 
     def read(self, digest: bytes) -> VerifiedBlock:
@@ -141,6 +145,7 @@ class Spool:
             with self._lock:
                 self._unsynced.discard(digest)
                 self._doubtful.discard(digest)
+                self._count(digest, 0)
                 if self._syncing.locked():
                     self._gone.add(digest)
             try:
@@ -150,16 +155,25 @@ class Spool:
             except OSError as error:
                 _log.warning("a block that is not needed could not be removed: %s", error.strerror)
 
+    def _count(self, digest: bytes, size: int) -> None:
+        """Note what a block takes, 0 if it goes. Holds the lock."""
+        self.used += size - self._sizes.pop(digest, 0)
+        if size:
+            self._sizes[digest] = size
+
     def sweep(self, keep: set[bytes]) -> int:
         """Remove every file that is no block of ``keep`` (left by a crash before its commit).
 
         Returns how many. What cannot be removed only takes room.
         """
-        names = {digest.hex() for digest in keep}
+        names = {digest.hex(): digest for digest in keep}
         removed = 0
         for shard in range(256):
             for entry in os.scandir(f"{self._base}/{shard:02x}"):
-                if entry.name not in names and not entry.is_dir(follow_symlinks=False):
+                if entry.name in names:
+                    with self._lock:
+                        self._count(names[entry.name], entry.stat(follow_symlinks=False).st_size)
+                elif not entry.is_dir(follow_symlinks=False):
                     with contextlib.suppress(OSError):
                         os.unlink(entry.path)
                         removed += 1

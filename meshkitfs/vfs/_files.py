@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares import (
     DirNode,
@@ -183,13 +184,28 @@ class Files(Finder):
         return len(data)
 
     async def _make_room(self, share: Share) -> None:
-        """Wait until there is memory for more plaintext; end waiting if sealing fails (a full disk)."""
+        """Wait until more may be written; end waiting if sealing fails (a full disk).
+
+        Raises ``no_space`` if as much as may be waits for a provider that takes nothing now.
+        """
         budget = share.services.budget
         if budget.stuck:
             for other in self.book.shares.values():
                 if other.tree is not None:
                     other.tree.spill()
-        await budget.room(lambda: share.tree is None or share.tree.sealer.error is not None)
+
+        def hopeless() -> MeshkitError | None:
+            if not budget.spool_full:
+                return None
+            return next((other.stuck for other in self.book.shares.values() if other.stuck is not None), None)
+
+        await budget.room(
+            lambda: share.tree is None or share.tree.sealer.error is not None or hopeless() is not None
+        )
+        reason = hopeless()
+        if reason is not None:
+            detail = f"{budget.spool_limit} bytes wait here to be sent, and may be no more: {reason.code}"
+            raise MeshkitError("no_space", detail)
 
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
@@ -203,7 +219,7 @@ class Files(Finder):
             if handle.node.content is not None:
                 handle.node.content.random = handle.node.content.random or handle.wrote
             if handle.share.dirty:
-                await handle.share.flush()
+                await handle.share.fsync()
 
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)

@@ -97,7 +97,7 @@ class Listing(Finder):
     async def fsyncdir(self, fh: int) -> None:
         handle = self._handles[fh]
         if isinstance(handle, DirHandle) and handle.share is not None and handle.share.dirty:
-            await handle.share.flush()
+            await handle.share.fsync()
 
     async def releasedir(self, fh: int) -> None:
         self._handles.pop(fh, None)

@@ -1,0 +1,79 @@
+"""The right to use one share: walking the gate, keeping the grant, and what ends with it."""
+
+from __future__ import annotations
+
+import trio
+
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Grant
+from meshkitfs.shares._events import AccessChanged, NodeChanged
+from meshkitfs.shares._nodes import FileNode
+from meshkitfs.shares._services import Services
+from meshkitfs.shares._tree import Tree
+from meshkitfs.state import ShareRow
+
+__all__ = ["Access"]
+
+
+class Access:
+    """The grant of a share, or why there is none, and the tree that is read under it."""
+
+    def __init__(self, row: ShareRow, services: Services) -> None:
+        self.row = row
+        self.services = services
+        self.grant: Grant | None = None
+        # Why the last try was refused; None while the share can be used.
+        self.refusal: MeshkitError | None = None
+        self.tree: Tree | None = None
+        self._refused_at = 0.0
+        # The metadata store's change counter at the last walk; -1 asks for a new one.
+        self._tick = -1
+        self._renewing = trio.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.row.name.decode(errors="surrogateescape")
+
+    def live(self, right: str) -> Grant | None:
+        """Return the grant if it includes ``right`` and needs no renewal, without asking anybody."""
+        grant = self.grant
+        if grant is None or not grant.alive or self.tree is None or right not in grant.rights:
+            return None
+        return grant
+
+    async def _renew(self, *, ahead: bool = False) -> Grant:
+        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends."""
+        async with self._renewing:
+            tick = self.services.metadata.tick()
+            if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
+                return self.grant
+            try:
+                grant = await self.services.gate.open(self.row, "list")
+            except MeshkitError as error:
+                self.refuse(error)
+                raise
+            self.grant = grant
+            self._tick = tick
+            if self.refusal is not None:
+                self.refusal = None
+                self.services.emit(AccessChanged(self.name, ""))
+            return grant
+
+    def refuse(self, error: MeshkitError) -> None:
+        """End the grant: keys and cached plaintext go, and the kernel is told to drop what it holds."""
+        first = self.refusal is None or self.refusal.code != error.code
+        if self.grant is not None:
+            self.grant.end(error)
+            self.grant = None
+        self._tick = -1
+        self.refusal = error
+        self._refused_at = trio.current_time()
+        if not first:
+            return
+        self.services.reader.forget()
+        if self.tree is not None:
+            for node in self.tree.nodes.values():
+                if isinstance(node, FileNode):
+                    node.kernel_current = False
+                self.services.emit(NodeChanged(node.ino, True))
+        self.services.emit(AccessChanged(self.name, error.code))

@@ -1,0 +1,208 @@
+"""The local commits of one share that are not public yet, and the head they stand on.
+
+``pending`` is the newest. Others matter only once their publication has begun: a device goes on committing
+during a long upload, and whether something was published can be unknown for a while (the answer was lost,
+the process died). They are looked for among the heads before anything is merged, because merging a commit
+with itself finds conflicts everywhere. Once one of them is public, ``pending`` stands on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import trio
+
+from meshkitfs.core.cose import record_hash
+from meshkitfs.core.records import Head
+from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import HeadView
+from meshkitfs.metadata import Publication
+from meshkitfs.shares._publishing import PUBLISH_DEADLINE_S, publish, signed_head, upload
+from meshkitfs.shares._services import Counters, Services
+from meshkitfs.state import LocalCommit, ShareRow
+
+__all__ = ["Outbox"]
+
+# How many commits of unknown fate are remembered: tries to publish, each with its deadline, in a row.
+BEGUN_MAX = 16
+
+
+class Outbox:
+    """All methods but `upload` and `publish` are called by whoever holds the share's cycle."""
+
+    def __init__(self, services: Services, row: ShareRow, counters: Counters) -> None:
+        self._services = services
+        self._row = row
+        self._counters = counters
+        # The head that the tree stands on.
+        self.base = HeadView()
+        self.pending: LocalCommit | None = None
+        # What was or is being published on this base, and so may be public; older ones are past all delay.
+        self._begun: list[LocalCommit] = []
+        # Blocks of unpublished commits that the store was found to hold: a retry need not offer them again.
+        self._arrived: set[bytes] = set()
+        # How many blocks this publication has, and how many of them have arrived.
+        self.total = self.done = 0
+
+    def load(self) -> None:
+        """Take up what an earlier run left: its newest commit, and one that may be public."""
+        self.pending = self._services.state.local_commit(self._row.share)
+        self._begun = self._services.state.begun_commits(self._row.share)
+        if self.pending is not None:
+            self.base = _base_of(self.pending)
+
+    @property
+    def next_version(self) -> int:
+        """The version of the next local commit: above every one whose root was sealed already."""
+        return max([self.base.version, *(commit.version for commit in self._known())]) + 1
+
+    def _known(self) -> list[LocalCommit]:
+        """Return every local commit on this base that may be public, or become so; the newest first."""
+        newest = [self.pending] if self.pending is not None else []
+        return newest + [commit for commit in reversed(self._begun) if commit not in newest]
+
+    def commit(self, root: bytes, epoch: int, version: int) -> LocalCommit:
+        """Return the local commit of that tree on the base as it is now."""
+        base = self.base
+        return LocalCommit(
+            self._row.share, root, epoch, version, base.hash, base.root, base.epoch, base.version
+        )
+
+    async def record(self, commit: LocalCommit, staged: Sequence[tuple[bytes, int]]) -> None:
+        """Make ``commit`` the pending one, durably, with the blocks it has added."""
+        # Those that may be public have to be known after a crash too.
+        await trio.to_thread.run_sync(
+            self._services.state.record_commit, commit, list(staged), list(self._begun)
+        )
+
+    async def upload(self) -> None:
+        """Bring every staged block to the byte store. Does not need the cycle."""
+        services = self._services
+        rows = await trio.to_thread.run_sync(services.state.staged, self._row.share)
+        staged = [digest for digest, _ in rows]
+        known = [digest for digest in staged if digest in self._arrived]
+        # A store that lost what it had (it was restored from a backup) is given it once more.
+        self._arrived = await services.reader.store.has_many(known) if known else set()
+        missing = [digest for digest in staged if digest not in self._arrived]
+        self.total, self.done = len(staged), len(self._arrived)
+        await upload(services, missing, self._note_arrived)
+        self._counters.uploaded += len(missing)
+
+    async def announce(self, commit: LocalCommit) -> bool:
+        """Note, durably, that ``commit`` is about to be published; False if its base is history meanwhile."""
+        if self.base.hash != commit.base_hash:
+            return False
+        if commit not in self._begun:
+            self._begun = [*self._begun[1 - BEGUN_MAX :], commit]
+            if commit is not self.pending:
+                await trio.to_thread.run_sync(self._services.state.note_begun, commit)
+        return True
+
+    def awaits(self, commit: LocalCommit) -> bool:
+        """Whether it is still open what became of an announced ``commit``."""
+        return commit in self._begun
+
+    async def publish(self, commit: LocalCommit) -> bytes | None:
+        """Publish an announced ``commit``; returns its head, None if somebody else was faster.
+
+        Does not need the cycle: the tree may change, and be committed, meanwhile.
+        """
+        row = self._row
+        head = signed_head(self._services, row, commit.epoch, commit.version, commit.base_hash, commit.root)
+        publication = Publication(
+            row.share,
+            expect_head=commit.base_hash,
+            head=head,
+            head_ver=commit.version,
+            head_epoch=commit.epoch,
+        )
+        try:
+            await publish(self._services, publication)
+        except MeshkitError as error:
+            if error.code != "head_conflict":
+                raise
+            return None
+        return head
+
+    def _note_arrived(self, digests: Sequence[bytes]) -> None:
+        self._arrived.update(digests)
+        self.done = len(self._arrived)
+
+    async def published(self, commit: LocalCommit, head: bytes, *, all_stored: bool) -> None:
+        """``commit`` is public as ``head`` (the record): the base is there now, and its blocks may go.
+
+        ``all_stored`` says that everything staged belongs to it, and so is at the store.
+        """
+        services, share = self._services, self._row.share
+        self.base = HeadView(
+            commit.version,
+            commit.epoch,
+            commit.root,
+            record_hash(head),
+            services.signing().kid,
+            int(services.wall()),
+        )
+        self._begun = []
+        rest = self.pending
+        if rest is not None and rest.root == commit.root:
+            rest = None
+        if rest is not None:
+            rest = replace(
+                rest,
+                base_hash=self.base.hash,
+                base_root=self.base.root,
+                base_epoch=self.base.epoch,
+                base_version=self.base.version,
+            )
+        self.pending = rest
+        arrived, self._arrived = self._arrived, set()
+        mark = services.state.mark(share)
+        mark = replace(mark, head_version=self.base.version, head_hash=self.base.hash)
+        every = all_stored and rest is None
+
+        def settle_state() -> None:
+            stored = [digest for digest, _ in services.state.staged(share)] if every else list(arrived)
+            services.state.published(share, mark, stored, rest)
+            services.reader.spooled.difference_update(stored)
+            services.spool.discard(stored)
+
+        await trio.to_thread.run_sync(settle_state)
+        self._counters.heads += 1
+
+    async def recognize(self, upto: int) -> bool:
+        """Find out whether a local commit was published after all, and only the answer was lost.
+
+        ``upto`` is the version of the newest head. True if one was: the base has moved to it then.
+        """
+        commits = self._known()
+        if not commits:
+            return False
+        services, me = self._services, self._services.signing()
+        last = min(upto, max(commit.version for commit in commits))
+        try:
+            with trio.fail_after(PUBLISH_DEADLINE_S):
+                found = await services.metadata.heads(self._row.share, self.base.version, last)
+        except trio.TooSlowError:
+            raise MeshkitError("metadata_unavailable", "no answer in time") from None
+        for blob in reversed(found):
+            try:
+                head = Head.parse(blob, {me.kid: me.public})
+            except MeshkitError:
+                continue  # somebody else's
+            for commit in commits:
+                if (head.ver, head.epoch, head.root) == (commit.version, commit.epoch, commit.root):
+                    # All its blocks were stored before. That the chain goes on from it to the newest head
+                    # is for the gate to check again, with the mark where it is now.
+                    await self.published(commit, blob, all_stored=True)
+                    return True
+        return False
+
+    def merged_into(self, head: HeadView) -> None:
+        """The tree stands on ``head`` now; whatever was on its way can never be published any more."""
+        self.base = head
+        self._begun = []
+
+
+def _base_of(commit: LocalCommit) -> HeadView:
+    return HeadView(commit.base_version, commit.base_epoch, commit.base_root, commit.base_hash)
