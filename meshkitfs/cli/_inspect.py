@@ -31,6 +31,8 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             ("mounted at", data.get("mountpoint") or "(not mounted)"),
             ("daemon", f"process {data['pid']}" if data.get("mountpoint") and data.get("pid") else None),
             ("unsent", _amount(pending)),
+            ("oldest unsent", ago(min(since)) if (since := _since(data)) else None),
+            ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
         ]
     )
     shares = data.get("shares") or []
@@ -92,9 +94,15 @@ def left_lines(left: list[dict[str, Any]]) -> list[str]:
     """Say what is not published yet: one line for each share, with the reason."""
     lines = ["Not published yet (safe on this device, sent when it can be):"]
     for item in left:
-        reason = f": {item['reason']}" if item.get("reason") else ""
-        lines.append(f"  {printable(item.get('share', '?'))}  {_amount(item)}{printable(reason)}")
+        reason = ": ".join(str(item[name]) for name in ("reason", "detail") if item.get(name))
+        reason = f": {reason}" if reason else ""
+        since = f", since {ago(item['since'])}" if item.get("since") else ""
+        lines.append(f"  {printable(item.get('share', '?'))}  {_amount(item)}{since}{printable(reason)}")
     return lines
+
+
+def _since(data: Mapping[str, Any]) -> list[int]:
+    return [item["since"] for item in data.get("left") or [] if item.get("since")]
 
 
 def _amount(item: Mapping[str, Any]) -> str:

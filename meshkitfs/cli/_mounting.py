@@ -55,7 +55,7 @@ def mount(context: Context, args: argparse.Namespace) -> int:
 
 def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
     secret = _passphrase(context)
-    options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
+    options = config.MountOptions(args.nonempty, args.read_only, args.fsync)
     try:
         return background.start(context.home, Path(place), options, secret)
     except MeshkitError as error:
@@ -99,7 +99,7 @@ def _foreground(context: Context, args: argparse.Namespace) -> int:
 
         from ..daemon.run import run_mount
 
-        options = config.MountOptions(nonempty=args.nonempty, read_only=args.read_only)
+        options = config.MountOptions(args.nonempty, args.read_only, args.fsync)
         with _held(home):
             logs.setup(home.log_file, stderr=not in_background)
             client.run_async(partial(run_mount, home, Path(place), options, context.passphrase, on_ready))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from .. import __version__
-from ..daemon.config import KEY_VAULTS
+from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _init, _inspect, _mounting, _people, _shares
 from ._context import Context
@@ -169,6 +169,12 @@ def _mount_commands(add: _Adder) -> None:
         "--nonempty", action="store_true", help="allow DIR to have files, which are hidden then"
     )
     mount.add_argument("--read-only", action="store_true", help="refuse every change")
+    mount.add_argument(
+        "--fsync",
+        choices=FSYNC,
+        help="when fsync returns: stored and published, or already durable on this device "
+        "(default: as configured)",
+    )
     mount.add_argument("--ready-fd", type=_descriptor, help=argparse.SUPPRESS)
 
     umount = add.command(

@@ -153,6 +153,8 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command.append("--nonempty")
     if options.read_only:
         command.append("--read-only")
+    if options.fsync is not None:
+        command += ["--fsync", options.fsync]
     return [*command, "--", str(point)]
 
 

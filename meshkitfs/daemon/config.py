@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn
 from ..errors import MeshkitError
 
 __all__ = [
+    "FSYNC",
     "KEY_VAULTS",
     "Config",
     "KeyVaultConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "MountConfig",
     "MountOptions",
     "ProviderConfig",
+    "WritingConfig",
     "default_mount_point",
     "load",
     "loads",
@@ -43,8 +45,11 @@ KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
 _MESHKIT_PROVIDERS: Final = ("ipfs-http", "ipfs-cluster", "gateway-retrieval", "pinning-service", "fallback")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
-    *("metadata", "keyVault", "mount"),  # ours
+    *("metadata", "keyVault", "mount", "writing"),  # ours
 )
+FSYNC: Final = ("published", "journal")
+# Less would make every larger file wait for the provider block by block.
+SPOOL_LEAST: Final = 16 << 20
 _POLICIES: Final = ("lit-http", "authzen")
 _PERSISTENCE: Final = ("filecoin-http",)
 
@@ -90,15 +95,29 @@ class MountConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WritingConfig:
+    """What is promised to a writer, and how much may wait for the provider.
+
+    ``fsync`` is one of `FSYNC`: it returns when the data is stored and published, or already when it is
+    durable on this device. ``spool_limit`` bounds the sealed blocks that wait here, in bytes; None leaves it
+    to the room on the disk.
+    """
+
+    fsync: str = FSYNC[0]
+    spool_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """What one mount is told on the command line.
 
     ``nonempty`` allows a mount point that has files (they are hidden while mounted); ``read_only`` makes
-    every write fail with EROFS.
+    every write fail with EROFS; ``fsync`` takes the place of `WritingConfig.fsync`.
     """
 
     nonempty: bool = False
     read_only: bool = False
+    fsync: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,7 @@ class Config:
     identity: str = DEFAULT_IDENTITY
     app_id: str | None = None
     mount: MountConfig = field(default_factory=MountConfig)
+    writing: WritingConfig = field(default_factory=WritingConfig)
 
     def as_dict(self, base: Path) -> dict[str, Any]:
         """Return the JSON form. Paths below ``base`` are written relative, so that a home can be moved."""
@@ -124,6 +144,13 @@ class Config:
             result["keyVault"] = {"type": self.key_vault.type}
         if self.mount.point != default_mount_point():
             result["mount"] = {"point": str(self.mount.point)}
+        writing: dict[str, Any] = {}
+        if self.writing.fsync != FSYNC[0]:
+            writing["fsync"] = self.writing.fsync
+        if self.writing.spool_limit is not None:
+            writing["spoolLimit"] = self.writing.spool_limit
+        if writing:
+            result["writing"] = writing
         return result
 
 
@@ -228,6 +255,7 @@ class _Reader:
             identity=identity if identity is not None else DEFAULT_IDENTITY,
             app_id=app_id,
             mount=self._mount(top.get("mount", {})),
+            writing=self._writing(top.get("writing", {})),
         )
 
     def _provider(self, value: Any) -> ProviderConfig:
@@ -248,6 +276,16 @@ class _Reader:
     def _mount(self, value: Any) -> MountConfig:
         item = self._object(value, "mount", ("point",))
         return MountConfig(self._path(item, "mount.point", str(default_mount_point())))
+
+    def _writing(self, value: Any) -> WritingConfig:
+        item = self._object(value, "writing", ("fsync", "spoolLimit"))
+        fsync = item.get("fsync", FSYNC[0])
+        if fsync not in FSYNC:
+            self._fail("writing.fsync", f"{fsync!r} is not known; {_instead(FSYNC)}")
+        limit = item.get("spoolLimit")
+        if limit is not None and (type(limit) is not int or limit < SPOOL_LEAST):
+            self._fail("writing.spoolLimit", f"must be a number of bytes, at least {SPOOL_LEAST}")
+        return WritingConfig(fsync, limit)
 
     def _planned(self, top: Mapping[str, Any], name: str, kinds: tuple[str, ...]) -> None:
         """A section MeshKit has and this version has not: refused, because ignoring it would open doors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +35,7 @@ def share(item: Share) -> dict[str, Any]:
         "version": item.base.version or None,
         "epoch": grant.roster.epoch if grant is not None else None,
         "head": cid_text(item.base.root) if item.base.root else None,
-        "state": "refused" if refusal is not None else "dirty" if item.dirty else "stored",
+        "state": _state(item),
         "reason": refusal.code
         if refusal is not None
         else item.stuck.code
@@ -46,6 +47,17 @@ def share(item: Share) -> dict[str, Any]:
     if refusal is None and isinstance(root, DirNode) and root.children is not None:
         data["entries"] = len(root.children)
     return data
+
+
+def _state(item: Share) -> str:
+    """Say where a share's changes are: nowhere to go, here, on their way, stuck here, or all stored."""
+    if item.refusal is not None:
+        return "refused"
+    if not item.dirty:
+        return "stored"
+    if item.uploading is not None:
+        return "uploading"
+    return "dirty" if item.stuck is None else "stuck"
 
 
 def member(item: Member) -> dict[str, Any]:
@@ -106,12 +118,20 @@ def left(session: Session) -> list[dict[str, Any]]:
         if item.dirty or (item.row.grant == "live" and item.row.share in waiting):
             staged = session.state.staged(item.row.share)
             reason = item.stuck or item.refusal
+            arrived, _ = item.uploading or (0, 0)
+            since = item.unsent_since
             found.append(
                 {
                     "share": item.name,
+                    "state": _state(item),
                     "blocks": len(staged),
                     "bytes": sum(size for _, size in staged),
+                    # Of the blocks, those that the provider has got in the upload under way.
+                    "arrived": arrived,
+                    "since": int(since) or None,
+                    "age_seconds": max(0, int(time.time() - since)) if since else None,
                     "reason": reason.code if reason is not None else "",
+                    "detail": reason.detail if reason is not None else "",
                 }
             )
     return found
@@ -127,6 +147,11 @@ def status(session: Session) -> dict[str, Any]:
         "provider": session.store.name,
         "shares": [share(item) for _, item in sorted(session.book.shares.items())],
         "pending": pending(session),
+        "fsync": "published" if session.services.fsync_publishes else "journal",
+        "spool": {
+            "used": session.services.spool.used,
+            "limit": session.services.budget.spool_limit,
+        },
         "left": left(session),
         "errors": [
             {"time": item.time, "path": item.path, "code": item.code, "detail": item.detail}

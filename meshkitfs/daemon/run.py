@@ -44,6 +44,8 @@ async def run_mount(
     os.chdir("/")
     async with Service.open(home, passphrase) as service, trio.open_nursery() as nursery:
         session = service.session
+        if options.fsync is not None:
+            session.services.fsync_publishes = options.fsync == "published"
         stop = trio.Event()
         service.mounted = {"mountpoint": str(mountpoint), "pid": os.getpid()}
         files = ControlFiles(

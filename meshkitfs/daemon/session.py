@@ -6,6 +6,7 @@ The same session serves a mount and a single command; only the mount adds FUSE o
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +32,16 @@ from meshkitfs.identity import (
 )
 from meshkitfs.metadata import EmbeddedMetadata, Metadata
 from meshkitfs.providers import ByteStore, open_provider, parse_provider
-from meshkitfs.shares import AccessChanged, BlockReader, Budget, Event, PublishFailed, Services, ShareBook
+from meshkitfs.shares import (
+    SPOOL_LIMIT,
+    AccessChanged,
+    BlockReader,
+    Budget,
+    Event,
+    PublishFailed,
+    Services,
+    ShareBook,
+)
 from meshkitfs.state import Clock, Spool, State
 
 __all__ = ["Incident", "Session"]
@@ -46,6 +56,8 @@ WATCH_S: Final = 0.5
 # How old the reported capabilities of the key vault may be.
 VAULT_LOOK_S: Final = 5
 INCIDENTS: Final = 200
+# The least that may wait for the provider where the disk is nearly full (bytes).
+SPOOL_FLOOR: Final = 256 << 20
 CLOSE_DEADLINE_S: Final = 120
 
 
@@ -128,11 +140,14 @@ class Session:
             reader=BlockReader(store, spool, spooled, READ_CACHE),
             spool=spool,
             state=state,
-            budget=Budget(),
+            budget=Budget(
+                spool_limit=_spool_limit(home, settings.writing.spool_limit), spooled=lambda: spool.used
+            ),
             nursery=nursery,
             signing=lambda: identity.signing,
             who=identity.handle,
             emit=lambda event: made[0]._on_event(event) if made else None,
+            fsync_publishes=settings.writing.fsync == "published",
         )
         book = ShareBook(services, lambda: identity, lambda: contacts)
         session = cls(
@@ -251,6 +266,14 @@ def _identity(home: Home, secret: bytes) -> Identity:
     if current is not identity:
         save_identity(home.identity_file, current, secret)
     return current
+
+
+def _spool_limit(home: Home, configured: int | None) -> int:
+    """Return how much may wait for the provider: what is configured, else a part of the room on the disk."""
+    if configured is not None:
+        return configured
+    room = os.statvfs(home.cache_dir)
+    return max(SPOOL_FLOOR, min(SPOOL_LIMIT, room.f_bavail * room.f_frsize // 2))
 
 
 def _spool(home: Home, state: State) -> Spool:

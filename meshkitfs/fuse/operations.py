@@ -79,7 +79,8 @@ class Operations(pyfuse3.Operations):
     """pyfuse3's view of one `Filesystem`.
 
     ``fs`` is driven from the event loop only. ``workers`` holds the deadlines; ``sync_deadline`` (seconds)
-    is the one for fsync, which may have to move gigabytes. ``interrupt`` is told of a KeyboardInterrupt or
+    is the one for fsync, which may have to move gigabytes, and for a write that waits until there is room.
+    ``interrupt`` is told of a KeyboardInterrupt or
     SystemExit that struck inside a handler. ``serving`` is set when the kernel has greeted us.
     """
 
@@ -277,6 +278,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        self._workers.allow(self._sync_deadline)
         written = await self._fs.write(fh, off, buf)
         if not 0 <= written <= len(buf):
             raise ValueError("the filesystem's write returned an impossible count")

@@ -10,12 +10,13 @@ from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChan
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._reader import BlockReader
-from meshkitfs.shares._sealer import Budget
+from meshkitfs.shares._sealer import SPOOL_LIMIT, Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
 
 __all__ = [
+    "SPOOL_LIMIT",
     "AccessChanged",
     "BlockReader",
     "Budget",

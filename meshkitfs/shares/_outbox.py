@@ -8,7 +8,7 @@ with itself finds conflicts everywhere. Once one of them is public, ``pending`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import trio
@@ -26,6 +26,8 @@ __all__ = ["Outbox"]
 
 # How many commits of unknown fate are remembered: tries to publish, each with its deadline, in a row.
 BEGUN_MAX = 16
+# How much is uploaded at a time: what is done then is not done again, and makes room for waiting writers.
+ROUND_BYTES = 64 << 20
 
 
 class Outbox:
@@ -80,14 +82,34 @@ class Outbox:
         """Bring every staged block to the byte store. Does not need the cycle."""
         services = self._services
         rows = await trio.to_thread.run_sync(services.state.staged, self._row.share)
-        staged = [digest for digest, _ in rows]
+        sizes = dict(rows)
+        staged = list(sizes)
         known = [digest for digest in staged if digest in self._arrived]
         # A store that lost what it had (it was restored from a backup) is given it once more.
         self._arrived = await services.reader.store.has_many(known) if known else set()
         missing = [digest for digest in staged if digest not in self._arrived]
         self.total, self.done = len(staged), len(self._arrived)
-        await upload(services, missing, self._note_arrived)
-        self._counters.uploaded += len(missing)
+        for batch in _rounds(missing, sizes):
+            await upload(services, batch, self._note_arrived)
+            self._counters.uploaded += len(batch)
+            if services.budget.spool_full:
+                await self._make_room()
+
+    async def _make_room(self) -> None:
+        """Give up the copies here of what the store holds durably: writers wait for the room.
+
+        Otherwise they stay until the commit is public, in case the store loses them before.
+        """
+        services = self._services
+        arrived, self._arrived = self._arrived, set()
+
+        def unstage() -> None:
+            services.state.unstage(arrived)
+            services.reader.spooled.difference_update(arrived)
+            services.spool.discard(arrived)
+
+        await trio.to_thread.run_sync(unstage)
+        services.budget.look_again()
 
     async def announce(self, commit: LocalCommit) -> bool:
         """Note, durably, that ``commit`` is about to be published; False if its base is history meanwhile."""
@@ -127,7 +149,7 @@ class Outbox:
 
     def _note_arrived(self, digests: Sequence[bytes]) -> None:
         self._arrived.update(digests)
-        self.done = len(self._arrived)
+        self.done += len(digests)
 
     async def published(self, commit: LocalCommit, head: bytes, *, all_stored: bool) -> None:
         """``commit`` is public as ``head`` (the record): the base is there now, and its blocks may go.
@@ -202,6 +224,20 @@ class Outbox:
         """The tree stands on ``head`` now; whatever was on its way can never be published any more."""
         self.base = head
         self._begun = []
+
+
+def _rounds(digests: Sequence[bytes], sizes: dict[bytes, int]) -> Iterator[list[bytes]]:
+    """Divide blocks into rounds of about `ROUND_BYTES`, each made durable at the store by itself."""
+    batch: list[bytes] = []
+    waiting = 0
+    for digest in digests:
+        batch.append(digest)
+        waiting += sizes[digest]
+        if waiting >= ROUND_BYTES:
+            yield batch
+            batch, waiting = [], 0
+    if batch:
+        yield batch
 
 
 def _base_of(commit: LocalCommit) -> HeadView:

@@ -162,6 +162,7 @@ class Share(Access):
         self.tree = await plant(grant, row, manifest, services.reader, sealer)
         self.tree.on_change = self._on_change
         if pending is not None:
+            self.unsent_since = services.spool.written(pending.root) or services.wall()
             self._on_change()
 
     async def _merge(self, grant: Grant) -> None:

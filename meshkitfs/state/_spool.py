@@ -74,6 +74,13 @@ class Spool:
         except FileNotFoundError as error:
             raise MeshkitError("block_unavailable", f"{digest.hex()[:16]}… is not in the spool") from error
 
+    def written(self, digest: bytes) -> float:
+        """Return when a block was written (UNIX seconds), 0 if it is not here."""
+        try:
+            return os.stat(self.path(digest)).st_mtime
+        except OSError:
+            return 0.0
+
     def sync(self) -> None:
         """Make every block written so far durable."""
         # One at a time: a second share's commit must not go on because the first has taken its blocks along.
