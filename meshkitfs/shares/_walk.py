@@ -86,8 +86,8 @@ class Walk:
     - ``refer(parent, piece)`` is called for each reference, also to what was seen before.
     - ``blocks(pieces)`` is awaited for the data blocks, a few at a time, in several tasks at once.
     - ``skip`` holds digests not to visit; ``descend(digest)`` says whether to open what is visited.
-    - ``fault(piece, error)`` makes the walk tolerant: it is told what is missing or damaged (`FAULTS`), and the
-      walk goes on without what is below. Without it, and for every other error, the walk raises.
+    - ``fault(piece, error)`` makes the walk tolerant: it is told what is missing or damaged (`FAULTS`), and
+      the walk goes on without what is below. Without it, and for every other error, the walk raises.
     """
 
     def __init__(
