@@ -110,7 +110,7 @@ class EvilStore:
 
     ``on_get`` says how a get fails: for one digest or for all, a number of times or for good. ``on_put``
     names the error code that puts end in. With ``forgets`` a put is acknowledged and nothing is stored;
-    ``claims`` are digests it says it has. ``log`` lists (method, digest) of all calls.
+    ``claims`` are digests it says it has; after ``deletes`` deletions it answers no more of them. ``log`` lists (method, digest) of all calls.
     """
 
     def __init__(self, inner: ByteStore) -> None:
@@ -118,6 +118,7 @@ class EvilStore:
         self.on_put: str | None = None
         self.on_sync: str | None = None
         self.forgets = False
+        self.deletes: int | None = None
         self.claims: set[bytes] = set()
         self.log: list[tuple[str, bytes]] = []
         self._faults: dict[bytes | None, tuple[StoreFault, int | None]] = {}
@@ -129,7 +130,7 @@ class EvilStore:
     def heal(self) -> None:
         """Be honest from now on."""
         self._faults.clear()
-        self.on_put = self.on_sync = None
+        self.on_put = self.on_sync = self.deletes = None
         self.forgets = False
         self.claims.clear()
 
@@ -184,9 +185,22 @@ class EvilStore:
         self.log += (("has", digest) for digest in wanted)
         return await self.inner.has_many(wanted) | self.claims.intersection(wanted)
 
+    async def sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
+        wanted = list(digests)
+        self.log += (("has", digest) for digest in wanted)
+        return dict.fromkeys(self.claims.intersection(wanted), 1) | await self.inner.sizes(wanted)
+
     async def delete(self, digest: bytes) -> None:
-        self.log.append(("delete", digest))
-        await self.inner.delete(digest)
+        await self.delete_many((digest,))
+
+    async def delete_many(self, digests: Sequence[bytes]) -> None:
+        for digest in digests:
+            if self.deletes is not None:
+                if not self.deletes:
+                    raise MeshkitError("provider_request_failed", "evil")
+                self.deletes -= 1
+            self.log.append(("delete", digest))
+            await self.inner.delete(digest)
 
     async def sync(self) -> None:
         self.log.append(("sync", b""))

@@ -140,6 +140,20 @@ def test_delete_and_delete_again(store):
     fails("block_unavailable", store.get, block.digest)
 
 
+def test_delete_many_and_sizes(store):
+    blocks = [sealed(size, i) for i, size in enumerate((1, 5000, 70_000, 5000))]
+    for block in blocks[:3]:
+        run(store.put, block)
+    digests = [block.digest for block in blocks]
+    assert run(store.sizes, iter(digests)) == {block.digest: len(block.data) for block in blocks[:3]}
+    run(store.delete_many, digests[1:])  # one of them was never there
+    run(store.sync)
+    assert run(store.sizes, digests) == {digests[0]: len(blocks[0].data)}
+    assert bytes(run(store.get, digests[0]).data) == bytes(blocks[0].data)
+    run(store.delete_many, [])
+    assert run(store.sizes, []) == {}
+
+
 @pytest.mark.parametrize("size", [0, MAX_SEALED + 1])
 def test_impossible_sizes_are_refused(store, size, tmp_path):
     data = bytes(size)
@@ -214,6 +228,53 @@ def test_usage(store):
     usage = store.usage()
     assert usage.total_bytes >= usage.free_bytes >= 0
     assert usage.free_inodes >= 0
+
+
+# -- the local store: a listing ----------------------------------------------------------------------
+
+
+async def listed(store, after=b"", foreign=lambda _: None):
+    return [digest async for digest in store.digests(after, foreign)]
+
+
+def test_a_listing_is_complete_in_order_and_goes_on_from_anywhere(tmp_path):
+    store = LocalStore.open(tmp_path / "blocks", create=True)
+    assert run(listed, store) == []
+    blocks = [sealed(index=i) for i in range(50)]
+    for block in blocks:
+        run(store.put, block)
+    every = run(listed, store)
+    assert set(every) == {block.digest for block in blocks}
+    assert every == sorted(every, key=store.place)
+    assert run(store.count) == 50
+    for i, digest in enumerate(every):
+        assert run(listed, store, digest) == every[i + 1 :]
+    run(store.delete, every[10])
+    assert run(listed, store, every[10]) == every[11:]  # from where something was
+
+
+def test_a_listing_names_what_is_no_block_and_leaves_it(tmp_path):
+    store = LocalStore.open(tmp_path / "blocks", create=True)
+    block = sealed()
+    run(store.put, block)
+    place = store.place(block.digest)
+    wrong = "aa" if place[:2] != "aa" else "bb"
+    strangers = [f"{place[:2]}/notes.txt", f"{wrong}/{place[3:]}", "README"]
+    for path in strangers:
+        (store.directory / path).parent.mkdir(exist_ok=True)
+        (store.directory / path).write_bytes(b"x")
+    found = []
+    assert run(listed, store, b"", found.append) == [block.digest]
+    assert sorted(found) == sorted(strangers)
+    assert all((store.directory / path).read_bytes() == b"x" for path in strangers)
+
+
+def test_a_store_that_is_away_has_no_listing(tmp_path):
+    store = LocalStore.open(tmp_path / "blocks", create=True)
+    (store.directory / "meshkitfs-store").unlink()
+    fails("provider_request_failed", listed, store)
+    (tmp_path / "blocks").rename(tmp_path / "elsewhere")
+    fails("provider_request_failed", listed, store)
 
 
 # -- the local store: damage ------------------------------------------------------------------------

@@ -85,11 +85,20 @@ class ByteStore(Protocol):
     async def has_many(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests the store holds."""
 
+    async def sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
+        """Those of the digests the store holds, with the bytes that each of them takes."""
+
     async def delete(self, digest: bytes) -> None:
         """Forget a block; one that is not there is no error."""
 
+    async def delete_many(self, digests: Sequence[bytes]) -> None:
+        """`delete` for many at once, in the order given. On an error those before the failing one are gone.
+
+        Durable only after `sync`.
+        """
+
     async def sync(self) -> None:
-        """Return when every block stored before this call survives a power failure."""
+        """Return when what was stored and deleted before this call stays so after a power failure."""
 
     def usage(self) -> Usage:
         """Room at the store, without waiting on a network (a remote store gives what it last heard)."""

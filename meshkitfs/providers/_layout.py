@@ -8,12 +8,24 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from meshkitfs.providers import _durable
 
-__all__ = ["MARKER", "TEMPORARY", "create", "has_marker", "make_directory", "sweep"]
+__all__ = [
+    "MARKER",
+    "TEMPORARY",
+    "create",
+    "directories",
+    "files",
+    "has_marker",
+    "make_directory",
+    "names",
+    "strangers",
+    "sweep",
+]
 
 MARKER: Final = "meshkitfs-store"
 TEMPORARY: Final = "tmp"
@@ -38,9 +50,9 @@ def create(path: Path) -> None:
     marker = path / MARKER
     if marker.exists():
         return
-    strangers = [n for n in os.listdir(path) if len(n) != 2 and n not in (TEMPORARY, MARKER, "lost+found")]
-    if strangers:
-        raise OSError(errno.ENOTEMPTY, f"the directory already holds other things ({strangers[0]!r})")
+    others = strangers(str(path))
+    if others:
+        raise OSError(errno.ENOTEMPTY, f"the directory already holds other things ({others[0]!r})")
     mode = stat.S_IMODE(path.stat().st_mode)
     # Written under another name first: whoever sees the marker sees all of it.
     draft = path / TEMPORARY / secrets.token_hex(12)
@@ -66,6 +78,31 @@ def make_directory(path: str, mode: int) -> None:
         os.rmdir(draft)
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
+
+
+def strangers(directory: str) -> list[str]:
+    """What is in a store directory and does not belong there, as far as its name says so. Raises OSError."""
+    ours = (TEMPORARY, MARKER, "lost+found")
+    return sorted(name for name in os.listdir(directory) if len(name) != 2 and name not in ours)
+
+
+def directories(directory: str) -> list[str]:
+    """The names of the directories that blocks are in, in order. Raises OSError."""
+    with os.scandir(directory) as entries:
+        return sorted(
+            entry.name for entry in entries if len(entry.name) == 2 and entry.is_dir(follow_symlinks=False)
+        )
+
+
+def names(directory: str, inner: str) -> list[str]:
+    """What is in one of those directories, in order. Raises OSError."""
+    return sorted(os.listdir(f"{directory}/{inner}"))
+
+
+def files(directory: str) -> Iterator[str]:
+    """All that is in those directories, in no order that counts. Raises OSError."""
+    for inner in directories(directory):
+        yield from names(directory, inner)
 
 
 def sweep(directory: str) -> None:

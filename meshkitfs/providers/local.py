@@ -12,14 +12,14 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
 from meshkitfs.core.blocks import MAX_SEALED, SealedBlock, VerifiedBlock
-from meshkitfs.core.cid import cid_text
+from meshkitfs.core.cid import cid_text, parse_cid
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import _durable, _layout
 from meshkitfs.providers._api import Counters, Usage
@@ -138,16 +138,75 @@ class LocalStore:
 
     async def has_many(self, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the digests the store has a file for."""
+        return set(await self.sizes(digests))
+
+    async def sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
+        """Those of the digests the store has a file for, with its size."""
         wanted = list(digests)
-        return await self._in_thread(lambda: {digest for digest in wanted if self._has(digest)})
+        return await self._in_thread(
+            lambda: {digest: size for digest in wanted if (size := self._size(digest)) > 0}
+        )
 
     async def delete(self, digest: bytes) -> None:
         """Remove the block's file; it is no error when there is none."""
-        await self._in_thread(lambda: self._delete(digest))
+        await self.delete_many((digest,))
+
+    async def delete_many(self, digests: Sequence[bytes]) -> None:
+        """`delete` for many in one trip, in the order given."""
+
+        def work() -> None:
+            for digest in digests:
+                self._delete(digest)
+
+        await self._in_thread(work)
 
     async def sync(self) -> None:
-        """Return when every block stored before this call survives a power failure."""
+        """Return when what was stored and deleted before this call stays so after a power failure."""
         await self._in_thread(self._sync)
+
+    # -- what only a store that can be listed has ------------------------------------------------------
+
+    async def count(self) -> int:
+        """How many files the store holds below its directories, foreign ones included."""
+        return await self._in_thread(lambda: sum(1 for _ in _layout.files(self._dir)))
+
+    async def digests(
+        self, after: bytes = b"", foreign: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[bytes]:
+        """Every block the store has a file for, in the order of `place`, beginning behind ``after``.
+
+        ``foreign`` is told the path (below the store) of whatever is no block; it is left alone. Raises
+        provider_request_failed.
+        """
+        start = self.place(after) if after else ""
+        try:
+            if not after:
+                for name in await self._in_thread(lambda: _layout.strangers(self._dir)):
+                    foreign(name)
+            for directory in await self._in_thread(lambda: _layout.directories(self._dir)):
+                if directory < start[:2]:
+                    continue
+                for name in await self._in_thread(lambda d=directory: _layout.names(self._dir, d)):  # type: ignore[misc]
+                    path = f"{directory}/{name}"
+                    if path <= start:
+                        continue
+                    try:
+                        digest = parse_cid(name)
+                    except MeshkitError:
+                        digest = b""
+                    if digest and self.place(digest) == path:
+                        yield digest
+                    else:
+                        foreign(path)
+        except OSError as error:
+            raise _failed("the store cannot be listed", error) from None
+        self._check_marker()
+
+    @staticmethod
+    def place(digest: bytes) -> str:
+        """The path of a block below the store's directory."""
+        text = cid_text(digest)
+        return f"{text[-2:]}/{text}"
 
     def usage(self) -> Usage:
         """Room on the filesystem that holds the store."""
@@ -166,8 +225,7 @@ class LocalStore:
         return await trio.to_thread.run_sync(work, limiter=_threads())
 
     def _path(self, digest: bytes) -> str:
-        text = cid_text(digest)
-        return f"{self._dir}/{text[-2:]}/{text}"
+        return f"{self._dir}/{self.place(digest)}"
 
     def _read(self, digest: bytes) -> bytes:
         path = self._path(digest)
@@ -290,22 +348,29 @@ class LocalStore:
                 self._new_names.add(parent)
         return result
 
-    def _has(self, digest: bytes) -> bool:
+    def _size(self, digest: bytes) -> int:
+        """The size of the block's file, 0 when there is none. An empty file is no block."""
         try:
-            return os.stat(self._path(digest)).st_size > 0
+            return os.stat(self._path(digest)).st_size
         except FileNotFoundError:
             self._check_marker()
-            return False
+            return 0
         except OSError as error:
             raise _failed("the store cannot be used", error) from None
 
     def _delete(self, digest: bytes) -> None:
+        path = self._path(digest)
         try:
-            os.unlink(self._path(digest))
+            os.unlink(path)
         except FileNotFoundError:
             self._check_marker()
+            return
         except OSError as error:
             raise _failed(f"cannot delete {cid_text(digest)}", error) from None
+        with self._lock:
+            self._new_names.add(os.path.dirname(path))
+            # Its bytes need no sync any more.
+            self._new_files.discard(path)
 
     def _sync(self) -> None:
         # One at a time: a second caller must not return early because the first has taken its paths along.
