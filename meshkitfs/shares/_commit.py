@@ -133,7 +133,9 @@ def freeze(tree: Tree) -> Frozen | None:
         return None
     assert isinstance(tree.root, DirNode)  # only directory shares are written
     climbed.add(tree.root)
-    frozen = Frozen([], [], [], (tree.links.entry, tree.links.oid), tree.sealer.take_fresh())
+    frozen = Frozen(
+        [], [], [], (tree.links.entry, tree.links.oid), tree.sealer.take_fresh(tree.nameless_digests())
+    )
     for node in leaves:
         if isinstance(node, FileNode):
             frozen.files.append(_freeze_file(node, frozen.staged))

@@ -16,10 +16,11 @@ import trio
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.records import Head
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import HeadView
+from meshkitfs.gate import Grant, HeadView
 from meshkitfs.metadata import Publication
 from meshkitfs.shares._publishing import PUBLISH_DEADLINE_S, publish, signed_head, upload
 from meshkitfs.shares._services import Counters, Services
+from meshkitfs.shares._walk import Walk, root_piece
 from meshkitfs.state import LocalCommit, ShareRow
 
 __all__ = ["Outbox"]
@@ -28,6 +29,8 @@ __all__ = ["Outbox"]
 BEGUN_MAX = 16
 # How much is uploaded at a time: what is done then is not done again, and makes room for waiting writers.
 ROUND_BYTES = 64 << 20
+# How much more must wait before superseded blocks are looked for again while the provider is away.
+DROP_STEP = 16 << 20
 
 
 class Outbox:
@@ -44,6 +47,12 @@ class Outbox:
         self._begun: list[LocalCommit] = []
         # Blocks of unpublished commits that the store was found to hold: a retry need not offer them again.
         self._arrived: set[bytes] = set()
+        # Local commits since the last publication, or -1 if it is not known what an earlier run has uploaded
+        # of them; and the bytes that were left when superseded blocks were dropped last.
+        self._commits = 0
+        self._dropped_at = 0
+        # Unpublished blocks that left the spool early: a walk still has to go through them.
+        self._left_early: set[bytes] = set()
         # How many blocks this publication has, and how many of them have arrived.
         self.total = self.done = 0
 
@@ -53,6 +62,7 @@ class Outbox:
         self._begun = self._services.state.begun_commits(self._row.share)
         if self.pending is not None:
             self.base = _base_of(self.pending)
+            self._commits = -1
 
     @property
     def next_version(self) -> int:
@@ -77,6 +87,43 @@ class Outbox:
         await trio.to_thread.run_sync(
             self._services.state.record_commit, commit, list(staged), list(self._begun)
         )
+        if self._commits >= 0:
+            self._commits += 1
+
+    async def drop_superseded(self, grant: Grant, open_files: set[bytes], *, stuck: bool) -> None:
+        """Forget staged blocks that only commits before the pending one named: they need no upload.
+
+        ``open_files`` are blocks that open files without a name still need. While the provider is away
+        (``stuck``) this is done only as often as what waits has doubled. Raises what reading raises.
+        """
+        services, pending = self._services, self.pending
+        if pending is None or self._commits < 2:
+            return
+        rows = dict(await trio.to_thread.run_sync(services.state.staged, self._row.share))
+        if stuck and sum(rows.values()) < 2 * self._dropped_at + DROP_STEP:
+            return
+
+        async def lease() -> Grant:
+            return grant
+
+        walk = Walk(lease, services.reader.verified, descend=self._left_early.union(rows).__contains__)
+        await walk.run([root_piece(self._row.oid, pending.root, pending.epoch, pending.version)])
+        superseded = rows.keys() - walk.seen - open_files
+        # Of commits that lost their race: only this device ever knew of them. While one may still be public,
+        # its blocks are not touched.
+        strays = [] if self._begun else list(superseded & self._arrived)
+        self._arrived -= superseded
+
+        def drop() -> None:
+            services.state.unstage(superseded)
+            services.reader.spooled.difference_update(superseded)
+            services.spool.discard(superseded)
+
+        await trio.to_thread.run_sync(drop)
+        self._commits = 1
+        self._dropped_at = sum(rows.values()) - sum(rows[digest] for digest in superseded)
+        if strays:
+            await services.reader.store.delete_many(strays)
 
     async def upload(self) -> None:
         """Bring every staged block to the byte store. Does not need the cycle."""
@@ -109,6 +156,7 @@ class Outbox:
             services.spool.discard(arrived)
 
         await trio.to_thread.run_sync(unstage)
+        self._left_early |= arrived
         services.budget.look_again()
 
     async def announce(self, commit: LocalCommit) -> bool:
@@ -179,6 +227,13 @@ class Outbox:
             )
         self.pending = rest
         arrived, self._arrived = self._arrived, set()
+        if rest is None:
+            self._commits = self._dropped_at = 0
+            self._left_early.clear()
+        else:
+            # Some of what arrived is the newer commit's.
+            self._commits = min(self._commits, 1)
+            self._left_early |= arrived
         mark = services.state.mark(share)
         mark = replace(mark, head_version=self.base.version, head_hash=self.base.hash)
         every = all_stored and rest is None

@@ -38,7 +38,7 @@ class Pace:
     def press(self) -> None:
         """Commit now: memory or the spool is full, and only a commit makes room."""
         self._pressed = True
-        self.hurry()
+        self._wake.set()
 
     def taken(self) -> None:
         """A commit takes everything that changed until now."""
@@ -58,6 +58,8 @@ class Pace:
             due = self._changed_at + IDLE_DELAY_S
             if self._urgent_at:
                 due = min(due, max(self._urgent_at + QUICK_DELAY_S, self._last + BUSY_DELAY_S))
+            if self._pressed:
+                due = 0.0
             if stuck:
                 due = max(due, self._last + RETRY_DELAY_S)
             if not await self._wait(due):

@@ -77,6 +77,10 @@ class RefTable:
         self.count = count
         return cut
 
+    def digests(self) -> list[bytes]:
+        """Return the digests of every block in the loaded segments, which is where changes are."""
+        return [ref[:32] for segment in self.segments.values() for ref in stored_refs(segment)]
+
     def segment_needed(self, i: int) -> int | None:
         """Return the segment to load before reference ``i`` can be used, or None."""
         number = i // REFS_PER_INDEX

@@ -218,9 +218,14 @@ class Sealer:
             self._garbage += digests
             self._wake()
 
-    def take_fresh(self) -> dict[bytes, int]:
-        """Return and forget the blocks spooled since the last call: a commit that starts now stages them."""
+    def take_fresh(self, keep: set[bytes]) -> dict[bytes, int]:
+        """Return and forget the blocks spooled since the last call: a commit that starts now stages them.
+
+        Those of ``keep`` stay: no commit will name them.
+        """
         fresh, self._fresh = self._fresh, {}
+        for digest in keep & fresh.keys():
+            self._fresh[digest] = fresh.pop(digest)
         return fresh
 
     def give_back(self, staged: dict[bytes, int]) -> None:

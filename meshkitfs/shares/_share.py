@@ -294,6 +294,7 @@ class Share(Access):
                 grant = await self._catch_up(await self._renew())
                 grant.require(right)
                 await self._commit_locally(grant)
+                await self._drop_superseded(grant)
                 commit = self._outbox.pending
             if commit is None or await self._publish(commit):
                 return grant
@@ -329,6 +330,16 @@ class Share(Access):
         finally:
             self._committing = False
         self.counters.commits += 1
+
+    async def _drop_superseded(self, grant: Grant) -> None:
+        """Spare the provider what newer commits have replaced; never a reason to fail. Holds ``_cycle``."""
+        assert self.tree is not None
+        try:
+            await self._outbox.drop_superseded(
+                grant, self.tree.nameless_digests(), stuck=self.stuck is not None
+            )
+        except MeshkitError as error:
+            _log.info("share %r: superseded blocks stay: %s (%s)", self, error.code, error.detail)
 
     def _clean(self, node: Node) -> None:
         assert self.tree is not None

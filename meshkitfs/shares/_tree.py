@@ -92,6 +92,15 @@ class Tree:
             if isinstance(node, FileNode) and node.content is not None:
                 node.content.spill()
 
+    def nameless_digests(self) -> set[bytes]:
+        """Return the blocks of files that are open and have no name any more: no version will name them."""
+        return {
+            digest
+            for node in self._nameless
+            if node.content is not None
+            for digest in node.content.table.digests()
+        }
+
     def node_of(self, parent: DirNode, name: bytes) -> Node:
         """Return the node of a name in a loaded directory, making it if it is the first lookup."""
         assert parent.children is not None
