@@ -7,8 +7,12 @@ The manifest lies outside the mount, one JSON list a line, each line fsynced bef
     ["intent", name, sha]   a file of that content is about to appear under a name it is renamed to
     ["maybe", name]         a file is about to be changed in place: until the next line its content is open
     ["file", name, sha]     fsync of the file, and of its directory, returned: this content must survive
+    ["moving", old, new, sha]  that content is about to get another name: it has one of the two, and not both
+    ["moved", old, new, sha]   the rename is durable
     ["dir", name]           the directory must be there
+    ["xattr-maybe", name]   the attribute is about to change
     ["xattr", name, value]  the attribute must have that value
+    ["maybe-gone", name]    the name is about to be removed
     ["gone", name]          the name was removed and its directory fsynced: it must stay away
 
 It ends when the mount does.
@@ -68,9 +72,13 @@ def in_place(name):
     piece = some_bytes()
     at = dice.choice((0, len(data) // 2, len(data)))
     say("maybe", name)
-    fd = os.open(path, os.O_RDWR)
+    append = at == len(data) and dice.random() < 0.7
+    fd = os.open(path, os.O_RDWR | (os.O_APPEND if append else 0))
     try:
-        os.pwrite(fd, piece, at)
+        if append:
+            os.write(fd, piece)
+        else:
+            os.pwrite(fd, piece, at)
         data[at : at + len(piece)] = piece
         if dice.random() < 0.3:
             cut = dice.randrange(len(data) + 1)
@@ -101,11 +109,30 @@ def remove(name):
     say("gone", name)
 
 
+def move(old, new):
+    """Give a file a name that is free."""
+    with open(f"{base}/{old}", "rb") as file:
+        digest = sha(file.read())
+    say("moving", old, new, digest)
+    os.rename(f"{base}/{old}", f"{base}/{new}")
+    sync_dir(base)
+    say("moved", old, new, digest)
+
+
 def directory(number):
+    """Make a directory with something in it, half of the time under another name at first."""
     name = f"dir{seed}-{number}"  # unlike those of the rounds before
-    os.mkdir(f"{base}/{name}")
+    first = dice.choice((name, f"new{seed}-{number}"))
+    data = some_bytes()
+    os.mkdir(f"{base}/{first}")
+    with open(f"{base}/{first}/inside", "wb") as file:
+        file.write(data)
+    if first != name:
+        os.rename(f"{base}/{first}", f"{base}/{name}")
     sync_dir(base)
     say("dir", name)
+    # What a directory's fsync acknowledges is all that was changed before it, in this filesystem.
+    say("file", f"{name}/inside", sha(data))
 
 
 def unsynced():
@@ -126,8 +153,10 @@ try:
             directory(number)
         elif step < 0.4 or len(here) < 4:
             publish(f"file{dice.randrange(30)}")
-        elif step < 0.75:
+        elif step < 0.7:
             in_place(dice.choice(here))
+        elif step < 0.77:
+            move(dice.choice(here), f"file{seed}-{number}")
         elif step < 0.85:
             attribute(dice.choice(here))
         else:

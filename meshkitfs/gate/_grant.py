@@ -88,7 +88,7 @@ class Grant:
 
     def ends_within(self, seconds: float) -> bool:
         """Return whether the lease is over in so many seconds, or already."""
-        return self._error is not None or time.monotonic() + seconds >= self.deadline
+        return self._error is not None or time.clock_gettime(_LEASE_CLOCK) + seconds >= self.deadline
 
     def end(self, error: MeshkitError) -> None:
         """End the lease now and forget the key; later uses raise ``error``."""
