@@ -80,7 +80,7 @@ async def run_mount(
         on_ready({"mountpoint": str(mountpoint), "pid": os.getpid()})
         _log.info("mounted")
         await ended.wait()
-        await service.sync(0, lambda _: None)
+        await service.sync(lambda _: None)
         nursery.cancel_scope.cancel()
 
 
@@ -88,7 +88,7 @@ async def _stop(
     service: Service, stop: trio.Event, ended: trio.Event, params: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Publish what waits, then unmount. Without ``force``, what cannot be published is reported and kept."""
-    result = await service.sync(float(params.get("timeout", STOP_SECONDS)), progress)
+    result = await service.sync(progress, float(params.get("timeout", STOP_SECONDS)))
     stop.set()
     await ended.wait()
     return result

@@ -5,6 +5,7 @@ Each method takes and returns plain JSON values. A method raises `MeshkitError`;
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import time
@@ -50,6 +51,7 @@ class Service:
         self.mounted: dict[str, Any] = {}
         # The last fault of a node, as the mount remembers it for user.meshkit.reason.
         self.fault_of: Callable[[Node], MeshkitError | None] = lambda node: None
+        # What a method takes are its parameters; one of the name `progress` is given to it, not asked for.
         self._methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "share.create": self._share_create,
             "share.list": self._share_list,
@@ -65,6 +67,7 @@ class Service:
             "contacts.add": self._contacts_add,
             "contacts.verify": self._contacts_verify,
             "status": self._status,
+            "sync": self.sync,
             "explain": self._explain,
             "clock.reset": self._clock_reset,
         }
@@ -80,13 +83,14 @@ class Service:
         self, method: str, params: dict[str, Any], progress: Progress | None = None
     ) -> dict[str, Any]:
         """Do one command. Raises ``invalid_argument`` for an unknown method or parameter."""
-        if method == "sync":
-            return await self.sync(float(params.get("timeout") or 0), progress or (lambda _: None))
         function = self._methods.get(method)
         if function is None:
             raise MeshkitError("invalid_argument", f"no method {method!r}")
+        given: dict[str, Any] = {}
+        if "progress" in inspect.signature(function).parameters:
+            given["progress"] = progress or (lambda _: None)
         try:
-            pending = function(**params)
+            pending = function(**given, **params)
         except TypeError:
             raise MeshkitError("invalid_argument", f"parameters of {method}") from None
         return await pending
@@ -235,7 +239,7 @@ class Service:
     async def _status(self) -> dict[str, Any]:
         return describe.status(self.session) | self.mounted
 
-    async def sync(self, timeout: float, progress: Progress) -> dict[str, Any]:
+    async def sync(self, progress: Progress, timeout: float = 0) -> dict[str, Any]:
         """Publish everything that waits; returns what is left after ``timeout`` seconds (0: no limit)."""
         session = self.session
         waiting = session.state.unpublished()
