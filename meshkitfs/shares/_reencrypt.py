@@ -345,8 +345,9 @@ class _Run:
             content = await tree.content(grant, node)
             content.revision += 1
             tree.mark(node)
+            size, before = node.used(), self._passed
             if not self._first:
-                self._found += content.size
+                self._found += size
             self._count(0 if content.block_size else content.size)
         number = 0
         while number * REFS_PER_INDEX < content.table.count:
@@ -366,6 +367,7 @@ class _Run:
                 self._done.add(node.entry.ref)
         self._result.files += 1
         self._step_objects += 1
+        self._pass(before + size - self._passed)
 
     async def _stored(self, node: FileNode, number: int) -> list[int]:
         """Return the blocks of one segment of references that are not holes."""
@@ -442,9 +444,10 @@ class _Run:
 
     def _pass(self, size: int) -> None:
         self._passed += size
-        self._progress(
-            {"stage": self._share.name, "done": self._passed, "total": self._found, "unit": "bytes"}
-        )
+        if size:
+            self._progress(
+                {"stage": self._share.name, "done": self._passed, "total": self._found, "unit": "bytes"}
+            )
 
     async def _step_if_due(self) -> None:
         if self._step_bytes >= STEP_BYTES or self._step_objects >= STEP_OBJECTS:
@@ -460,7 +463,12 @@ class _Run:
 
 
 def _size(child: Child) -> int:
-    return child.size if isinstance(child, Entry | FileNode) and child.kind == FILE else 0
+    """Return about how many bytes of a child there are to seal; holes are none."""
+    if isinstance(child, FileNode):
+        return child.used()
+    if isinstance(child, Entry) and child.kind == FILE:
+        return int((child.extra or {}).get("used", child.size))
+    return 0
 
 
 def _path(node: Node) -> str:
