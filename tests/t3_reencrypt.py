@@ -10,6 +10,7 @@ import hashlib
 import os
 import random
 import struct
+import threading
 from typing import Any, NamedTuple
 
 import pytest
@@ -147,6 +148,8 @@ def fill(view):
     view.write("dir/inner/deep", noise(2, 90 * KIB))
     view.mkdir("dir/only links")
     view.symlink("dir/only links/link", b"../\xff")
+    for i in range(80):
+        view.symlink(f"dir/only links/{i}", b"nowhere")  # pages with nothing in them that has a key
     view.mkdir("dir/nothing")
     view.write("first name", b"linked")
     view.link("first name", "dir/second name")
@@ -232,7 +235,9 @@ def test_nothing_the_old_version_named_is_in_the_new_one(alice, traffic):
     assert (len(read), len(sealed), done.blocks) == (count, count, count)
     assert len(set(read)) == count
     assert len(blocks_of(new_refs)) == count
-    assert done.files == sum(content is not None for content in contents.values()) - 3  # links, a symlink
+    assert (
+        done.files == sum(content is not None for content in contents.values()) - 83
+    )  # names of links, symlinks
     last = events[-1]
     assert (last["stage"], last["unit"], last["done"]) == ("first", "bytes", last["total"])
     assert done.bytes <= last["total"] <= sum(map(len, filter(None, contents.values())))
@@ -375,6 +380,50 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(alice, monkeypatch, traffi
     assert_apart(old_refs, new_refs)
 
 
+def test_a_commit_that_caught_half_of_a_file_does_not_count_as_all_of_it(world, alice, monkeypatch):
+    view = alice.view()
+    view.write("a", noise(1, 1024 * KIB))
+    alice.flush()
+    _, old_refs = Evidence(alice, alice).read()
+    share, spool, real = alice.share(), alice.share().services.spool, alice.share().flush
+    halted, go_on = threading.Event(), threading.Event()
+    real_sync, commits = spool.sync, []
+
+    def sync():
+        halted.set()
+        assert go_on.wait(60)
+        real_sync()
+
+    def half(event):
+        if event["done"] == 512 * KIB:
+            monkeypatch.setattr(spool, "sync", sync)
+            ended = trio.Event()
+            commits.append(ended)
+
+            async def commit():
+                await real()
+                ended.set()
+
+            share.services.nursery.start_soon(commit)
+
+    async def flush():
+        # The file is done in memory; the commit that was begun in its middle ends, and then so does the run.
+        assert await trio.to_thread.run_sync(halted.wait, 60)
+        go_on.set()
+        await commits[0].wait()
+        raise Killed
+
+    monkeypatch.setattr(share, "flush", flush)
+    with pytest.raises(Killed):
+        rewrite(alice, half)
+    assert blocks_of(Evidence(alice, alice).read()[1]) & blocks_of(old_refs)
+    alice.crash()
+    alice.start()
+    assert rewrite(alice).complete
+    assert_apart(old_refs, Evidence(alice, alice).read()[1])
+    assert view.read("a") == noise(1, 1024 * KIB)
+
+
 def test_a_second_run_does_what_came_since_and_a_new_epoch_does_all(world, alice, bob, traffic):
     view = alice.view()
     fill(view)
@@ -515,6 +564,81 @@ def test_what_another_home_writes_meanwhile_is_kept_and_rewritten(alice, bob, mo
     assert not bob.share().conflicts
     contents, new_refs = Evidence(alice, alice, [bob]).read()
     assert contents == expected
+    assert_apart(old_refs, new_refs)
+
+
+def test_a_file_is_replaced_when_its_last_block_was_just_rewritten(alice, bob, monkeypatch):
+    monkeypatch.setattr(_reencrypt, "STEP_BYTES", 256 * KIB)
+    alice.view().write("a", noise(1, 1024 * KIB))
+    alice.flush()
+    alice.grant("first", bob)
+    theirs = bob.view()
+    theirs.contents()
+    _, old_refs = Evidence(alice, alice).read()
+
+    def edit():
+        theirs.append("a", b"bob's")
+        bob.flush()
+
+    idle = [lambda: None] * 3
+    waiting = between_steps(monkeypatch, alice.share(), *idle, edit)
+    done = rewrite(alice)
+    assert not waiting
+    assert (done.complete, done.blocks) == (True, 4 + 5)
+    contents, new_refs = Evidence(alice, alice, [bob]).read()
+    assert contents == alice.view().contents() == {"a": noise(1, 1024 * KIB) + b"bob's"}
+    assert_apart(old_refs, new_refs)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_pages_that_a_merge_brings_back_are_sealed_once_more(alice, bob, monkeypatch, linked):
+    view, theirs = alice.view(), bob.view()
+    # Several pages, of which bob's change touches one; or a link table, which it does not touch.
+    for i in range(20 if linked else 400):
+        view.symlink(f"{i:03}", b"x")
+        if linked:
+            view.link(f"{i:03}", f"{i:03} again")
+    alice.flush()
+    alice.grant("first", bob)
+    contents, old_refs = Evidence(alice, alice).read()
+
+    def faster():
+        theirs.symlink("zzz", b"x")
+        bob.flush()
+
+    # What alice has sealed again in this step is in no version: bob's was first, and it is merged into that.
+    waiting = between_steps(monkeypatch, alice.share(), faster)
+    assert rewrite(alice).complete
+    assert not waiting
+    again, new_refs = Evidence(alice, alice, [bob]).read()
+    assert again == contents | {"zzz": b"x"}
+    assert_apart(old_refs, new_refs)
+
+
+def test_a_conflict_copy_that_a_merge_makes_meanwhile_is_rewritten_too(alice, bob, monkeypatch):
+    monkeypatch.setattr(_reencrypt, "STEP_OBJECTS", 2)
+    view, theirs = alice.view(), bob.view()
+    for i in range(4):
+        view.write(f"{i}", b"x")
+    view.mkdir("zz")
+    view.write("zz/file", noise(1, 600 * KIB))
+    alice.flush()
+    alice.grant("first", bob)
+    theirs.contents()
+    held = view.open("zz/file")
+    _, old_refs = Evidence(alice, alice).read()
+
+    def clash():
+        theirs.append("zz/file", b"bob's")
+        bob.flush()
+        view.pwrite(held, 600 * KIB, b"alice's")
+
+    between_steps(monkeypatch, alice.share(), clash)
+    assert rewrite(alice).complete
+    view.release(held)
+    contents, new_refs = Evidence(alice, alice, [bob]).read()
+    both = sorted(data for path, data in contents.items() if path.startswith("zz/"))
+    assert both == [noise(1, 600 * KIB) + b"alice's", noise(1, 600 * KIB) + b"bob's"]
     assert_apart(old_refs, new_refs)
 
 
