@@ -235,6 +235,19 @@ def _share_commands(add: _Adder) -> None:
     )
     revoke.add_argument("share", metavar="SHARE")
     revoke.add_argument("recipient", metavar="RECIPIENT")
+    revoke.add_argument(
+        "--reencrypt", action="store_true", help="then do what 'meshkitfs share reencrypt' does"
+    )
+    rewrite = share.command(
+        "reencrypt",
+        _shares.reencrypt,
+        "encrypt everything in a share of yours again, with new keys",
+        "Read everything in SHARE and write it again under new keys, so that none of the keys someone kept\n"
+        "opens anything in its newest version. Old blocks stay at the byte store until old versions are\n"
+        "pruned and collected. It can be interrupted, and goes on the next time.",
+        "meshkitfs share reencrypt photos",
+    )
+    rewrite.add_argument("share", metavar="SHARE")
 
     accept_rollback = share.command(
         "accept-rollback",

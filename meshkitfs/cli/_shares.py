@@ -1,4 +1,4 @@
-"""Commands about shares: ``share create|list|show|add|revoke|accept-rollback``, ``inbox``, ``accept``."""
+"""Commands about shares: ``share create|list|show|add|revoke|reencrypt|...``, ``inbox``, ``accept``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import MeshkitError
+from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, duration, fields, printable, table
+from ._output import ago, clock, duration, fields, printable, size, table
 from ._targets import share_path
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "create",
     "inbox",
     "list_shares",
+    "reencrypt",
     "revoke",
     "share_rows",
     "show",
@@ -139,7 +140,7 @@ def add(context: Context, args: argparse.Namespace) -> int:
 
 
 def revoke(context: Context, args: argparse.Namespace) -> int:
-    """``share revoke SHARE RECIPIENT``"""
+    """``share revoke SHARE RECIPIENT``; with ``--reencrypt`` two calls: only the second may be broken off."""
     share = share_path(args.share, mount_points(context.home))
     data = context.call("share.revoke", {"share": share, "recipient": args.recipient})
     lines = [f"Revoked what {printable(args.recipient)} could do in {printable(share)}."]
@@ -147,8 +148,51 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
     if isinstance(bound, (int, float)):
         lines.append(f"Opens fail at once; what is open ends within {duration(bound)}.")
     lines.append("Copies made before this cannot be recalled.")
-    context.out.result(data, lines)
-    return 0
+    if not args.reencrypt:
+        context.out.result(data, lines)
+        return 0
+    try:
+        done = context.call("share.reencrypt", {"share": share})
+    except (MeshkitError, KeyboardInterrupt):
+        again = f"'meshkitfs share reencrypt {printable(share)}' goes on"
+        context.out.note(f"{lines[0]} What was there before has not all got new keys: {again}.")
+        raise
+    context.out.result(data | {"reencrypted": done}, lines + _rewritten(done))
+    return _incomplete(done)
+
+
+def reencrypt(context: Context, args: argparse.Namespace) -> int:
+    """``share reencrypt SHARE``: exit 0 when nothing older is left, else as ``commit_pending``."""
+    share = share_path(args.share, mount_points(context.home))
+    data = context.call("share.reencrypt", {"share": share})
+    context.out.result(data, _rewritten(data))
+    return _incomplete(data)
+
+
+def _rewritten(data: Mapping[str, Any]) -> list[str]:
+    name = printable(data.get("share", ""))
+    amount = size(int(data.get("bytes") or 0))
+    lines = [
+        f"Wrote {data.get('files')} files ({amount}, {data.get('blocks')} blocks) and "
+        f"{data.get('directories')} directories of {name} again, under new keys."
+    ]
+    if data.get("skipped"):
+        lines.append(f"{data['skipped']} files and directories had new keys already.")
+    unreadable = data.get("unreadable") or []
+    if unreadable:
+        lines += [f"{len(unreadable)} could not be read, and keep their old keys:"]
+        lines += [f"  {printable(path)}" for path in unreadable]
+    elif not data.get("complete"):
+        lines.append("Others changed it faster than it could be rewritten: run it again.")
+    if data.get("complete"):
+        lines.append(f"Version {data.get('version')} of {name} names no block that was there before.")
+    lines.append("The old blocks stay at the byte store until old versions are pruned and collected")
+    lines.append("('meshkitfs prune', 'meshkitfs gc').")
+    return lines
+
+
+def _incomplete(data: Mapping[str, Any]) -> int:
+    return 0 if data.get("complete") else exit_code_for(MeshkitError("commit_pending"))
 
 
 def accept_rollback(context: Context, args: argparse.Namespace) -> int:

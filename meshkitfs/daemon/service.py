@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from meshkitfs.gate import Trace
 from meshkitfs.identity import create_identity, publish, report, save_identity, standing, to_text
 from meshkitfs.metadata import EmbeddedMetadata
 from meshkitfs.providers import open_provider, parse_provider
-from meshkitfs.shares import DirNode, Node, Share, Terms
+from meshkitfs.shares import DirNode, Node, Share, Terms, reencrypt
 from meshkitfs.state import State
 
 __all__ = ["Service", "initialize"]
@@ -51,6 +51,8 @@ class Service:
         self.mounted: dict[str, Any] = {}
         # The last fault of a node, as the mount remembers it for user.meshkit.reason.
         self.fault_of: Callable[[Node], MeshkitError | None] = lambda node: None
+        # One share is rewritten at a time: each fills the spool and the line to the byte store by itself.
+        self._rewriting = trio.Lock()
         # What a method takes are its parameters; one of the name `progress` is given to it, not asked for.
         self._methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "share.create": self._share_create,
@@ -58,6 +60,7 @@ class Service:
             "share.show": self._share_show,
             "share.add": self._share_add,
             "share.revoke": self._share_revoke,
+            "share.reencrypt": self._share_reencrypt,
             "share.accept_rollback": self._share_accept_rollback,
             "inbox.list": self._inbox_list,
             "inbox.accept": self._inbox_accept,
@@ -157,6 +160,11 @@ class Service:
             "revoked": [describe.member(member) for member in ended],
             "bound_seconds": REVOKE_BOUND_S,
         }
+
+    async def _share_reencrypt(self, share: str, progress: Progress) -> dict[str, Any]:
+        found = self.session.book.find(self._relative(share).strip("/").split("/", 1)[0])
+        async with self._rewriting:
+            return {"share": found.name} | asdict(await reencrypt(found, progress))
 
     async def _share_accept_rollback(self, share: str) -> dict[str, Any]:
         found = self.session.book.find(self._relative(share).strip("/"))

@@ -10,6 +10,7 @@ from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChan
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._reencrypt import reencrypt
 from meshkitfs.shares._sealer import SPOOL_LIMIT, Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
@@ -37,4 +38,5 @@ __all__ = [
     "check_name",
     "check_share_name",
     "posix",
+    "reencrypt",
 ]

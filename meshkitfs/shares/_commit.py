@@ -435,8 +435,10 @@ def settle(tree: Tree, frozen: Frozen, on_clean: Callable[[Node], None]) -> None
     for owner in frozen.owners():
         node = owner.node
         node.opens -= 1
-        node.entry = frozen.entries[node]
+        old, node.entry = node.entry, frozen.entries[node]
         node.version = node.entry.ver
+        if tree.on_settled is not None:
+            tree.on_settled(node, owner.generation, old, node.entry)
         if node.generation == owner.generation:
             node.clean_generation = node.generation
             on_clean(node)

@@ -113,7 +113,8 @@ class Merge:
             if left is None or base is None:
                 return left
             # Removed on one side. A directory lives on only for what lives in it.
-            return left if left != base and left.entry.kind != DIR else None
+            same = left == base or (left.place == base.place and _resealed(base.entry, left.entry))
+            return left if not same and left.entry.kind != DIR else None
         entry, clash = _merged(base and base.entry, ours.entry, theirs.entry)
         if clash:
             self._clashes.append(key)
@@ -176,7 +177,9 @@ class Merge:
             count += sum((name.fate is not None) - (name.base is not None) for name in mine)
             if count < 1:
                 sides = [side for side in (item.ours, item.theirs) if side is not None]
-                if base is not None and all(side.entry.ref == base.entry.ref for side in sides):
+                if base is not None and all(
+                    side.entry.ref == base.entry.ref or _resealed(base.entry, side.entry) for side in sides
+                ):
                     item.fate = None
                     continue
                 for name in mine:
@@ -381,6 +384,12 @@ def _in(changes: Changes, key: Key, base: State | None) -> State | None:
     return changes.after.get(key) if key in changes else base
 
 
+def _resealed(base: Entry, side: Entry) -> bool:
+    """Whether one side did no more to a file than to seal it again: any change sets the ctime."""
+    same = (side.ctime_ns, side.mtime_ns, side.size) == (base.ctime_ns, base.mtime_ns, base.size)
+    return same and side.kind == base.kind == FILE and side.ref != base.ref
+
+
 def _root_entry(manifest: DirManifest) -> Entry | None:
     """Return the root's attributes in the form of an entry."""
     if manifest.root is None:
@@ -401,14 +410,16 @@ def _merged(base: Entry | None, ours: Entry, theirs: Entry) -> tuple[Entry, bool
     """
     clash = False
     source = theirs
+    mine_resealed = base is not None and _resealed(base, ours)
+    theirs_resealed = base is not None and _resealed(base, theirs)
     if theirs.kind != DIR and ours.ref != theirs.ref and (base is None or ours.ref != base.ref):
-        if base is not None and theirs.ref == base.ref:
+        if base is not None and (theirs.ref == base.ref or (theirs_resealed and not mine_resealed)):
             source = ours
-        else:
+        elif not mine_resealed:
             clash = theirs.kind == FILE
     if base is None:
         return theirs, clash
-    if theirs.kind == FILE and ours.ref != theirs.ref:
+    if theirs.kind == FILE and ours.ref != theirs.ref and not (mine_resealed or theirs_resealed):
         mtime = source.mtime_ns
     elif base.mtime_ns in (ours.mtime_ns, theirs.mtime_ns):
         mtime = _pick(base.mtime_ns, ours.mtime_ns, theirs.mtime_ns)

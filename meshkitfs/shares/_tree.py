@@ -64,6 +64,8 @@ class Tree:
         self._loading: dict[DirNode, trio.Event] = {}
         # Called when something changed that a commit should pick up.
         self.on_change: Callable[[], None] = lambda: None
+        # Called when a commit has written a node: with the generation it caught, the entry before and after.
+        self.on_settled: Callable[[Node, int, Entry | None, Entry], None] | None = None
 
     # -- nodes -------------------------------------------------------------------------------------
 
