@@ -14,7 +14,7 @@ from devices import Device, World, pattern, scratch
 
 from meshkitfs.core.blocks import REFS_PER_INDEX, SealedBlock
 from meshkitfs.core.keys import SigningKey
-from meshkitfs.shares import _share
+from meshkitfs.shares import _pace
 from meshkitfs.state import Spool
 
 KIB = 1024
@@ -152,7 +152,7 @@ def untar(device, meter, count):
     print(f"{count} files in {seconds:.1f} s of the world's clock: {meter}")
     heads = meter["heads"]
     # While changes go on a cycle begins once in BUSY_DELAY_S, plus the quick one at the beginning and the last one.
-    most = math.ceil(seconds / _share.BUSY_DELAY_S) + 2
+    most = math.ceil(seconds / _pace.BUSY_DELAY_S) + 2
     assert 0 < heads <= most
     assert meter["commits"] == heads
     assert meter["publishes"] == heads

@@ -71,8 +71,8 @@ class Budget:
 
     @property
     def spool_full(self) -> bool:
-        """Whether as much waits for the provider as may: only a publication makes room."""
-        return self._spooled() > self.spool_limit
+        """Whether as much waits for the provider as may, with what is just being sealed."""
+        return self._spooled() + self.sealing > self.spool_limit
 
     @property
     def stuck(self) -> bool:
