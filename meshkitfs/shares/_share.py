@@ -27,6 +27,7 @@ from meshkitfs.shares._graft import Graft
 from meshkitfs.shares._history import History
 from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
+from meshkitfs.shares._past import Past
 from meshkitfs.shares._planting import plant
 from meshkitfs.shares._publishing import PUBLISH_DEADLINE_S, publish, signed_head, upload
 from meshkitfs.shares._sealer import Sealer
@@ -67,6 +68,7 @@ class Share:
         self.tree: Tree | None = None
         self.base = HeadView()
         self.history = History(services, row)
+        self.past = Past(self)
         self.counters = Counters()
         self.conflicts: list[bytes] = []
         self._pending: LocalCommit | None = None
@@ -158,6 +160,7 @@ class Share:
                 if isinstance(node, FileNode):
                     node.kernel_current = False
                 self.services.emit(NodeChanged(node.ino, True))
+        self.past.refused()
         self.services.emit(AccessChanged(self.name, error.code))
 
     async def refresh(self) -> None:
