@@ -13,14 +13,15 @@ import stat
 import time
 
 import pytest
-from devices import Device, Refused, View, World, pattern, scratch
+from devices import Device, View, World, pattern, scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshkitfs.core.blocks import REFS_PER_INDEX
 from meshkitfs.core.moments import parse_moment, version_label
+from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
-from meshkitfs.shares import _past
+from meshkitfs.shares import _past, _restore
 from meshkitfs.vfs.types import ROOT_INO, ForgetEntry, ForgetInode
 
 WRITES = (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_TRUNC)
@@ -670,3 +671,552 @@ def test_a_slow_clock_does_not_hide_newer_versions(alice, monkeypatch):
     with pytest.raises(MeshkitError, match="version_not_found"):
         created.at("1970-01-01T00:10Z", 0)
     assert created.at("0s", int(time.time()) + 10).number == 4
+
+
+# == the history of a path =============================================================================
+
+
+def call(device, method, progress=None, **params):
+    return device.world.run(Service(device.session).call, method, params, progress)
+
+
+def history(device, path, **params):
+    """(version, what, size) of each row, newest first."""
+    rows = call(device, "history", path=f"first/{path}".rstrip("/"), **params)["versions"]
+    return [(row["version"], row["what"], row["size"]) for row in rows]
+
+
+def restore(device, path, at, to=None, progress=None):
+    params = {"path": f"first/{path}".rstrip("/"), "at": at}
+    if to is not None:
+        params["to"] = f"first/{to}"
+    return call(device, "restore", progress, **params)
+
+
+@contextlib.contextmanager
+def refused(code):
+    with pytest.raises(MeshkitError) as caught:
+        yield caught
+    assert caught.value.code == code, caught.value
+
+
+def test_the_history_of_a_path_says_what_happened_to_it(alice):
+    view = alice.view()
+
+    def step(change, *args, **named):
+        change(*args, **named)
+        alice.flush()
+
+    step(view.mkdir, "d")  # 2
+    step(view.write, "d/a", b"1")  # 3
+    step(view.write, "other", b"1")  # 4
+    step(view.write, "d/a", b"22")  # 5
+    step(view.setattr, "d/a", mode=0o600)  # 6
+    step(view.setxattr, "d/a", b"user.x", b"1")  # 7
+    step(view.rename, "d/a", "b")  # 8
+    step(view.rename, "b", "d/a")  # 9
+    step(view.rename, "d", "e")  # 10
+    step(view.rename, "e", "d")  # 11
+    step(view.unlink, "d/a")  # 12
+    step(view.symlink, "d/a", b"x")  # 13
+    step(view.unlink, "d/a")  # 14
+    step(view.link, "other", "d/a")  # 15
+    step(view.write, "other", b"333")  # 16
+    step(view.unlink, "d/a")  # 17
+    told = [
+        (17, "removed", None), (16, "changed", 3), (15, "created", 1), (14, "removed", None), (13, "created", None),
+        (12, "removed", None), (11, "moved", 2), (10, "moved", None), (9, "moved", 2), (8, "moved", None),
+        (7, "attributes", 2), (6, "attributes", 2), (5, "changed", 2), (3, "created", 1),
+    ]  # fmt: skip
+    assert history(alice, "d/a") == told
+    assert history(alice, "d/a", limit=3) == told[:3]
+    answer = call(alice, "history", path="first/d/a", limit=3)
+    assert answer["more"]
+    assert not call(alice, "history", path="first/d/a", limit=14)["more"]
+    assert answer["versions"][1] == {
+        "version": 16, "name": alice.share().history.versions[15].label, "time": alice.share().history.versions[15].time,
+        "writer": "alice", "what": "changed", "readable": True, "code": "", "kind": "file", "size": 3,
+    }  # fmt: skip
+    assert call(alice, "history", path="first/d/a")["versions"][4]["kind"] == "symlink"
+    assert history(alice, "d")[-1] == (2, "created", None)
+    assert [version for version, _, _ in history(alice, "")] == list(range(17, 0, -1))
+    assert history(alice, "other") == [(16, "changed", 3), (4, "created", 1)]
+    for nothing in ("nothing", "d/a/b", "other/x", "d/nothing/x"):
+        with refused("path_not_found"):
+            history(alice, nothing)
+    with refused("share_not_found"):
+        call(alice, "history", path="second/d")
+    for wrong in (-1, True, "5"):
+        with refused("invalid_argument"):
+            history(alice, "d", limit=wrong)
+
+
+def test_a_file_replaced_by_rename_was_changed(alice):
+    view = alice.view()
+    view.write("a", b"1")
+    alice.flush()
+    view.write("a.new", b"two")
+    view.rename("a.new", "a")
+    alice.flush()
+    assert history(alice, "a") == [(3, "changed", 3), (2, "created", 1)]
+
+
+def test_the_writers_are_named(world, place, alice):
+    bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", bob)
+    alice.view().write("a", b"1")
+    alice.flush()
+    bob.refresh()
+    bob.view().write("a", b"22")
+    bob.flush()
+    alice.refresh()
+    for device in (alice, bob):
+        rows = call(device, "history", path="first/a")["versions"]
+        assert [row["writer"] for row in rows] == ["bob", "alice"]
+    bob.close()
+
+
+def test_what_cannot_be_read_is_said_once(world, place, alice):
+    view = alice.view()
+    for i in range(3):
+        view.write("a", b"%d" % i)
+        alice.flush()
+    carol = Device(world, f"{place}/carol", "carol", beside=alice).start()
+    alice.grant("first", carol)
+    world.run(alice.session.book.revoke, alice.share(), "carol")  # version 5
+    view.write("a", b"new")
+    alice.flush()
+    bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", bob)
+    bob.refresh()
+    rows = call(bob, "history", path="first/a")["versions"]
+    assert [
+        (row["version"], row.get("first"), row["what"], row["readable"], row["code"]) for row in rows
+    ] == [
+        (6, None, "changed", True, ""),
+        (4, 1, "unreadable", False, "version_not_granted"),
+        (5, None, "oldest", True, ""),
+    ]
+    with refused("version_not_granted"):
+        restore(bob, "a", "v2")
+    bob.close()
+    carol.close()
+
+
+def test_a_path_s_history_reads_only_what_differs(alice):
+    view = alice.view()
+    view.mkdir("deep")
+    view.mkdir("deep/er")
+    view.write("deep/er/file", b"1")
+    view.mkdir("many")
+    for i in range(600):
+        view.write(f"many/{i:04}", b"")
+    for name in ("w", "x", "y", "z"):
+        view.mkdir(name)
+        for i in range(70):
+            view.write(f"{name}/{i}", b"")
+    alice.flush()
+    for i in range(10):
+        view.write("w/1", b"%d" % i)  # elsewhere
+        alice.flush()
+    view.write("deep/er/file", b"2")
+    view.write("many/0300", b"1")
+    alice.flush()
+    alice.close()
+    alice.start()
+    alice.view().listdir()
+    before = fetches(alice)
+    assert history(alice, "deep/er/file") == [(13, "changed", 1), (2, "created", 1)]
+    # The root of each of the 13 versions, and twice two directories.
+    assert fetches(alice) - before == 13 + 4
+    before = fetches(alice)
+    assert history(alice, "many/0300") == [(13, "changed", 1), (2, "created", 0)]
+    # Roots; twice the directory and the page the name is in; what made it appear compares versions 1 and 2 whole.
+    assert fetches(alice) - before == 13 + 4
+
+
+# == bringing back =====================================================================================
+
+
+def test_a_file_is_brought_back_under_its_inode(alice):
+    view = alice.view()
+    old = pattern(1, 700_000)
+    view.write("a", old)
+    view.setattr("a", mode=0o640, mtime_ns=1_234_567_890_000_000_000)
+    view.setxattr("a", b"user.x", b"old")
+    alice.flush()
+    was = view.walk()["a"]
+    fh = view.open("a", os.O_RDWR)
+    view.write("a", b"new")
+    view.setattr("a", mode=0o600)
+    view.setxattr("a", b"user.y", b"new")
+    drain(alice)
+    done = restore(alice, "a", "v2")  # what was not published yet is, as version 3
+    assert (done["files"], done["directories"], done["same"], done["replaced"]) == (1, 0, 0, 3)
+    assert (done["version"], done["path"], done["to"]) == (2, "first/a", "first/a")
+    assert ForgetInode(was.ino, False) in drain(alice)
+    assert view.pread(fh, 0, 1 << 20) == old
+    assert view.walk()["a"] == was
+    assert not alice.share().dirty
+    assert past(alice, 3).read("a") == b"new"
+    # The open handle goes on writing into what came back.
+    view.pwrite(fh, 0, b"edited")
+    view.pwrite(fh, 400_000, b"edited")
+    view.release(fh)
+    alice.flush()
+    alice.close()
+    alice.start()
+    edited = bytearray(old)
+    edited[:6] = edited[400_000:400_006] = b"edited"
+    assert alice.view().read("a") == bytes(edited)
+    assert past(alice, 4).read("a") == old
+    assert restore(alice, "a", "v4")["files"] == 1
+    again = restore(alice, "a", "v6")
+    assert (again["files"], again["same"], version(alice)) == (0, 1, 6)
+
+
+def test_no_block_is_copied(alice):
+    view = alice.view()
+    view.mkdir("d")
+    for i in range(4):
+        view.write(f"d/{i}", pattern(i, 3_000_000))
+    alice.flush()
+    view.remove_tree("d")
+    alice.flush()
+    puts, gets = alice.session.store.counters.puts, fetches(alice)
+    assert restore(alice, "d", "v2")["files"] == 4
+    # Manifests of four files, of their directory and of the root.
+    assert alice.session.store.counters.puts - puts == 6
+    assert fetches(alice) - gets == 6
+    assert alice.view().read("d/3") == pattern(3, 3_000_000)
+
+
+def test_a_tree_comes_back_and_what_is_newer_stays(alice):
+    story = Story(alice)
+    with story as view:
+        view.mkdir("d", 0o750)
+        view.mkdir("d/sub")
+        view.write("d/sub/kept", b"kept")
+        view.write("d/sub/changed", pattern(1, 200_000))
+        view.write("d/gone", b"gone")
+        view.symlink("d/link", b"old")
+        view.write("d/twin", b"twin")
+        view.link("d/twin", "d/sub/twin")
+        view.write("outside", b"1")
+    view.write("d/sub/changed", b"x")
+    view.unlink("d/gone")
+    view.unlink("d/link")
+    view.symlink("d/link", b"new")
+    view.unlink("d/twin")
+    view.unlink("d/sub/twin")
+    view.write("d/newer", b"stays")
+    view.write("outside", b"22")
+    view.setattr("d", mode=0o700)
+    seen = []
+    done = restore(alice, "d", "v2", progress=seen.append)
+    assert seen[-1]["done"] == seen[-1]["total"] > 0
+    now, then = plain(view.walk()), story.trees[2]
+    assert now.pop("d/newer")[2] == b"stays"
+    assert now.pop("outside")[2] == b"22"
+    then.pop("outside")
+    for path in ("d", "d/sub"):  # their times are of what happened in them
+        now[path], then[path] = now[path][:3], then[path][:3]
+    assert now == then
+    assert view.attr("d/twin").ino == view.attr("d/sub/twin").ino
+    assert (done["files"], done["symlinks"], done["directories"]) == (4, 1, 0)
+    alice.close()
+    alice.start()
+    after = plain(alice.view().walk())
+    assert after["d/twin"] == then["d/twin"]
+    assert after["d/sub/changed"] == then["d/sub/changed"]
+
+
+def test_a_whole_tree_that_is_gone_comes_back_with_its_times(alice):
+    story = Story(alice)
+    with story as view:
+        view.mkdir("a")
+        view.mkdir("a/b", 0o711)
+        view.setxattr("a/b", b"user.x", b"1")
+        for i in range(100):
+            view.write(f"a/b/{i}", b"%d" % i)
+        view.setattr("a/b", mtime_ns=5_000_000_000)
+        view.setattr("a", mtime_ns=6_000_000_000)
+    view.remove_tree("a")
+    alice.flush()
+    done = restore(alice, "a", "v2")
+    assert (done["files"], done["directories"]) == (100, 2)
+    assert plain(view.walk()) == story.trees[2]
+    alice.close()
+    alice.start()
+    assert plain(alice.view().walk()) == story.trees[2]
+
+
+def test_missing_parents_are_made(alice):
+    view = alice.view()
+    view.mkdir("a", 0o750)
+    view.mkdir("a/b", 0o710)
+    view.write("a/b/c", b"1")
+    view.write("a/b/d", b"1")
+    alice.flush()
+    view.remove_tree("a")
+    restore(alice, "a/b/c", "v2")
+    assert view.contents() == {"a": None, "a/b": None, "a/b/c": b"1"}
+    assert [view.attr(path).mode & 0o777 for path in ("a", "a/b")] == [0o750, 0o710]
+
+
+def test_to_another_place(alice):
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/a", pattern(1, 100_000))
+    alice.flush()
+    view.write("d/a", b"now")
+    restore(alice, "d/a", "v2", to="new/place/a")
+    restore(alice, "d", "v2", to="copy")
+    restore(alice, "", "v2", to="all")
+    assert view.read("new/place/a") == view.read("copy/a") == view.read("all/d/a") == pattern(1, 100_000)
+    assert view.read("d/a") == b"now"
+    # The copies are files of their own.
+    view.write("copy/a", b"other")
+    fh = view.open("all/d/a", os.O_RDWR)
+    view.pwrite(fh, 70_000, b"edited")
+    view.release(fh)
+    alice.flush()
+    alice.close()
+    alice.start()
+    view = alice.view()
+    assert view.read("new/place/a") == pattern(1, 100_000)
+    assert view.read("all/d/a") == pattern(1, 100_000)[:70_000] + b"edited" + pattern(1, 100_000)[70_006:]
+    for taken in ("d", "d/a", "d/a/x", "copy"):
+        with refused("path_exists"):
+            restore(alice, "d/a", "v2", to=taken)
+    with refused("path_exists"):
+        call(alice, "restore", path="first/d/a", at="v2", to="first")
+    for bad in (".snapshots/x", ".snapshots", "..", "x" * 256):
+        with refused("invalid_name"):
+            restore(alice, "d/a", "v2", to=bad)
+    alice.create_share("second")
+    with refused("invalid_argument"):
+        call(alice, "restore", path="first/d/a", at="v2", to="second/a")
+
+
+def test_the_whole_share(alice):
+    story = Story(alice)
+    with story as view:
+        view.mkdir("d")
+        view.write("d/a", b"1")
+        view.write("b", b"2")
+    view.remove_tree("d")
+    view.write("b", b"3")
+    view.write("c", b"new")
+    restore(alice, "", "v2")
+    assert view.contents() == {"d": None, "d/a": b"1", "b": b"2", "c": b"new"}
+
+
+def test_refusals_change_nothing(alice):
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/a", b"1")
+    view.write("d/z", b"1")
+    view.write("f", b"1")
+    view.symlink("s", b"x")
+    alice.flush()
+    view.unlink("d/z")
+    view.mkdir("d/z")
+    view.write("d/a", b"2")
+    view.unlink("f")
+    view.mkdir("f")
+    view.unlink("s")
+    view.write("s", b"file")
+    alice.flush()
+    before, number = view.walk(), version(alice)
+    for path in ("d", "d/z", "f", "s", ""):
+        with refused("path_exists"):
+            restore(alice, path, "v2")
+    with refused("path_not_found"):
+        restore(alice, "nothing", "v2")
+    with refused("path_not_found"):
+        restore(alice, "d/a", "v1")
+    for when in ("v99", "2001-01-01", "99w"):
+        with refused("version_not_found"):
+            restore(alice, "d/a", when)
+    for when in ("", "yesterday", "2026-13"):
+        with refused("invalid_argument"):
+            restore(alice, "d/a", when)
+    assert view.walk() == before
+    assert version(alice) == number
+    # What stood in the way can be avoided.
+    assert restore(alice, "d", "v2", to="old")["files"] == 2
+
+
+def test_who_may_not_write_cannot_restore(world, place, alice):
+    view = alice.view()
+    view.write("a", b"1")
+    alice.flush()
+    view.write("a", b"2")
+    alice.flush()
+    bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", bob)
+    alice.grant_again("first", bob, "read")
+    bob.refresh()
+    assert history(bob, "a") == [(3, "changed", 1), (2, "created", 1)]
+    with refused("right_not_granted"):
+        restore(bob, "a", "v2")
+    bob.close()
+
+
+def test_while_others_write_and_it_is_merged(world, place, alice):
+    bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", bob)
+    view = alice.view()
+    view.mkdir("d")
+    for i in range(70):
+        view.write(f"d/{i}", b"old %d" % i)
+    alice.flush()
+    for i in range(70):
+        view.write(f"d/{i}", b"new")
+    alice.flush()
+    bob.refresh()
+    theirs = bob.view()
+    theirs.write("d/from bob", b"bob's")
+    theirs.rename("d/5", "five")
+    bob.flush()  # alice does not know yet
+    restore(alice, "d", "v2")
+    bob.refresh()
+    for seen in (view.contents(), theirs.contents()):
+        assert seen["d/from bob"] == b"bob's"
+        assert seen["five"] == b"new"
+        assert {seen[f"d/{i}"] for i in range(70)} == {b"old %d" % i for i in range(70)}
+    assert alice.share().counters.merges == 1
+    bob.close()
+
+
+def test_what_is_written_between_planning_and_doing_is_published_first(alice, monkeypatch):
+    """A program saves into the file after the comparison: that too must stay in the history."""
+    view = alice.view()
+    view.write("a", pattern(1, 100_000))
+    alice.flush()
+    view.write("a", b"second")
+    alice.flush()
+    ino = view.attr("a").ino
+    plan = _restore._Restore.plan
+
+    async def planned(self, path):
+        await plan(self, path)
+        opened = await alice.fs.open(ino, os.O_WRONLY)
+        await alice.fs.write(opened.fh, 0, b"unseen")
+        await alice.fs.release(opened.fh)
+
+    monkeypatch.setattr(_restore._Restore, "plan", planned)
+    restore(alice, "a", "v2")
+    assert view.read("a") == pattern(1, 100_000)
+    assert [past(alice, n).read("a") for n in (3, 4, 5)] == [b"second", b"unseen", pattern(1, 100_000)]
+
+
+def test_a_missing_block_ends_it_with_its_code(alice):
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/a", pattern(1, 100_000))
+    alice.flush()
+    blocks = {path for path in alice.blocks.rglob("*") if len(path.name) > 40}
+    view.remove_tree("d")
+    alice.flush()
+    for path in blocks:
+        path.unlink()
+    with refused("block_unavailable"):
+        restore(alice, "d", "v2")
+    assert view.contents() == {}
+
+
+# == any history =======================================================================================
+
+NAMES = st.sampled_from(["a", "b", "c"])
+PLACES = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
+STEPS = st.one_of(
+    st.tuples(st.just("write"), PLACES, st.integers(0, 5)),
+    st.tuples(st.just("mkdir"), PLACES),
+    st.tuples(st.just("unlink"), PLACES),
+    st.tuples(st.just("rmdir"), PLACES),
+    st.tuples(st.just("rename"), PLACES, PLACES),
+    st.tuples(st.just("link"), PLACES, PLACES),
+    st.tuples(st.just("symlink"), PLACES),
+    st.tuples(st.just("chmod"), PLACES),
+    st.tuples(st.just("xattr"), PLACES),
+    st.tuples(st.just("flush")),
+    st.tuples(st.just("flush")),
+    st.tuples(st.just("forget")),
+    st.tuples(st.just("restart")),
+)
+SIZES = (0, 3, 5000, 70_000, 300_000, 1_100_000)
+
+
+def act(device, view, story, step, seed):
+    kind, *args = step
+    with contextlib.suppress(OSError):
+        if kind == "write":
+            view.write(args[0], pattern(seed, SIZES[args[1]]))
+        elif kind in ("mkdir", "unlink", "rmdir", "rename", "link"):
+            getattr(view, kind)(*args)
+        elif kind == "symlink":
+            view.symlink(args[0], b"target %d" % seed)
+        elif kind == "chmod":
+            view.setattr(args[0], mode=0o600 + seed % 64)
+        elif kind == "xattr":
+            view.setxattr(args[0], b"user.x", b"%d" % seed)
+        elif kind == "flush":
+            with story:
+                pass
+        elif kind == "forget":
+            view.forget_all()
+        else:
+            with story:
+                pass
+            device.close()
+            device.start()
+            return device.view()
+    return view
+
+
+def tell(steps, data):
+    place = scratch()
+    try:
+        with World() as world:
+            device = Device(world, f"{place}/alice", "alice").start()
+            device.create_share("first")
+            story, view = Story(device), device.view()
+            for seed, step in enumerate(steps):
+                view = act(device, view, story, step, seed)
+            with story:
+                pass
+            story.check()
+            number = data.draw(st.sampled_from(sorted(story.trees)))
+            restore(device, "", f"v{number}", to="restored")
+            below = {
+                path[9:]: seen
+                for path, seen in plain(device.view().walk()).items()
+                if path.startswith("restored/")
+            }
+            assert below == story.trees[number]
+            before = plain(device.view().walk())
+            device.close()
+            device.start()
+            assert plain(device.view().walk()) == before
+            story.check()
+            device.close()
+    finally:
+        shutil.rmtree(place)
+
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
+@given(st.lists(STEPS, max_size=30), st.data())
+def test_short_histories(steps, data):
+    tell(steps, data)
+
+
+@pytest.mark.long
+@settings(max_examples=400, deadline=None, suppress_health_check=SLOW)
+@given(st.lists(STEPS, max_size=80), st.data())
+def test_long_histories(steps, data):
+    tell(steps, data)

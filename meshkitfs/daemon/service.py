@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from meshkitfs import keyvault
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.durations import parse_expiry
 from meshkitfs.daemon import config as configuration
-from meshkitfs.daemon import describe
+from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.session import WATCH_S, Session
 from meshkitfs.errors import MeshkitError
@@ -83,6 +84,10 @@ class Service:
         if method == "sync":
             return await self.sync(float(params.get("timeout") or 0), progress or (lambda _: None))
         function = self._methods.get(method)
+        if method in versions.METHODS:
+            function = partial(
+                versions.METHODS[method], self.session, self._relative, progress or (lambda _: None)
+            )
         if function is None:
             raise MeshkitError("invalid_argument", f"no method {method!r}")
         try:

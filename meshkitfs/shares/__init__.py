@@ -9,9 +9,11 @@ from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._history import Version
+from meshkitfs.shares._lookback import Change, path_changes
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode, inode_number
 from meshkitfs.shares._past import SNAPSHOTS, PastShare
 from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._restore import Restored, restore
 from meshkitfs.shares._sealer import Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
@@ -26,6 +28,7 @@ __all__ = [
     "AnyShare",
     "BlockReader",
     "Budget",
+    "Change",
     "DirNode",
     "Event",
     "FileNode",
@@ -35,6 +38,7 @@ __all__ = [
     "NodeChanged",
     "PastShare",
     "PublishFailed",
+    "Restored",
     "Services",
     "Share",
     "ShareBook",
@@ -45,5 +49,7 @@ __all__ = [
     "check_name",
     "check_share_name",
     "inode_number",
+    "path_changes",
     "posix",
+    "restore",
 ]
