@@ -11,13 +11,14 @@ from typing import Any, Final, NoReturn
 from .. import __version__
 from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
-from . import _doctor, _init, _inspect, _mounting, _people, _shares
+from . import _doctor, _history, _init, _inspect, _mounting, _people, _shares
 from ._context import Context
 
 __all__ = ["UsageError", "build_parser"]
 
 RIGHTS: Final = ("list", "read", "write")
 DEFAULT_TIMEOUT: Final = 300.0
+DEFAULT_LIMIT: Final = 20
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _setup_commands(add)
     _mount_commands(add)
     _share_commands(add)
+    _past_commands(add)
     _people_commands(add)
     _look_commands(add)
     return parser
@@ -270,6 +272,38 @@ def _share_commands(add: _Adder) -> None:
     accept.add_argument("--name", metavar="NAME", help="how to call it here")
 
 
+def _past_commands(add: _Adder) -> None:
+    history = add.command(
+        "history",
+        _history.history,
+        "show the versions in which a path changed",
+        "Show the versions in which PATH changed: when, by whom, and how. It need not be there any more.\n"
+        "The versions themselves are in SHARE/.snapshots, which is not listed.",
+        "meshkitfs history ~/MeshKit/photos/beach.jpg",
+    )
+    history.add_argument("path", metavar="PATH", help="a path under the mount point, or SHARE/path")
+    history.add_argument(
+        "--limit",
+        metavar="N",
+        type=_count,
+        default=DEFAULT_LIMIT,
+        help=f"the newest N of them; 0 for all (default: {DEFAULT_LIMIT})",
+    )
+    restore = add.command(
+        "restore",
+        _history.restore,
+        "bring back a file or directory as it was",
+        "Bring back PATH as it was in an earlier version, into the share of now. A file gets its old\n"
+        "content; in a directory, what changed or is missing comes back, and what is newer stays. What is\n"
+        "replaced stays in the history. WHEN is a version (v12), a time (2026-11-25,\n"
+        "2026-11-25T03:53Z: the newest version at its end, UTC), or how long ago (2h, 3d).",
+        "meshkitfs restore photos/trip --at 2d",
+    )
+    restore.add_argument("path", metavar="PATH", help="a path under the mount point, or SHARE/path")
+    restore.add_argument("--at", metavar="WHEN", required=True, help="which version: v12, a time, or 3d")
+    restore.add_argument("--to", metavar="NEWPATH", help="bring it back to this free place in the same share")
+
+
 def _people_commands(add: _Adder) -> None:
     identity = add.group("identity", "show, create and publish your own identity")
     show = identity.command("show", _people.identity_show, "show your identity and what protects its keys")
@@ -339,6 +373,12 @@ def _timeout(parser: argparse.ArgumentParser, what: str) -> None:
 def _descriptor(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a file descriptor")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
     return int(text)
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["mounted_at", "share_path"]
+__all__ = ["mounted_at", "past_path", "share_path"]
 
 
 def mounted_at(path: str, points: Sequence[Path]) -> str | None:
@@ -37,6 +37,20 @@ def share_path(text: str, points: Sequence[Path]) -> str:
         if inside is not None:
             return inside
     return text
+
+
+def past_path(text: str, points: Sequence[Path]) -> str:
+    """As `share_path`, for a place that may not be there any more.
+
+    So a relative one is a path whenever someone works inside the mount.
+    """
+    try:
+        inside = mounted_at(os.path.join(os.getcwd(), text), points)
+        if inside is not None and mounted_at(os.path.join(os.getcwd(), "x"), points) is not None:
+            return inside
+    except FileNotFoundError:
+        pass  # the working directory is gone
+    return share_path(text, points)
 
 
 def _outside(absolute: str, points: Sequence[Path]) -> bool:

@@ -8,11 +8,17 @@ from typing import Final
 
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["parse_expiry"]
+__all__ = ["parse_expiry", "parse_span"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhdw])\Z")
 _LIMIT: Final = 100 * 366 * 86400
+
+
+def parse_span(text: str) -> int | None:
+    """Return how many seconds ``text`` says: a number with s, m, h, d or w; None if it says nothing such."""
+    span = _SPAN.match(text)
+    return int(span[1]) * _UNITS[span[2]] if span else None
 
 
 def parse_expiry(text: str, now: int) -> int:
@@ -22,9 +28,9 @@ def parse_expiry(text: str, now: int) -> int:
     time is UTC unless it names an offset. Raises MeshkitError ``invalid_argument`` for anything else, for
     a time that is not in the future and for one more than 100 years away.
     """
-    span = _SPAN.match(text)
-    if span:
-        when = now + int(span[1]) * _UNITS[span[2]]
+    span = parse_span(text)
+    if span is not None:
+        when = now + span
     else:
         try:
             moment = datetime.fromisoformat(text)

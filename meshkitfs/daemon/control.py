@@ -45,7 +45,7 @@ MAX_WAITING_PROGRESS: Final = 64
 
 # Calls that only wait or look, or can go on later where they ended: when the person who asked goes away
 # (Ctrl-C), so does the work. Anything else has begun to change something and is finished.
-INTERRUPTIBLE: Final = frozenset({"sync", "doctor", "explain", "status", "share.reencrypt"})
+INTERRUPTIBLE: Final = frozenset({"sync", "doctor", "explain", "status", "history", "share.reencrypt"})
 
 _log = logging.getLogger(__name__)
 

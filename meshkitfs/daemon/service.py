@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from meshkitfs import keyvault
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.durations import parse_expiry
 from meshkitfs.daemon import config as configuration
-from meshkitfs.daemon import describe
+from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.session import WATCH_S, Session
 from meshkitfs.errors import MeshkitError
@@ -73,6 +74,10 @@ class Service:
             "sync": self.sync,
             "explain": self._explain,
             "clock.reset": self._clock_reset,
+            **{
+                name: partial(function, session, self._relative)
+                for name, function in versions.METHODS.items()
+            },
         }
 
     @classmethod

@@ -8,19 +8,29 @@ threads, the spool) to `_commit` (a complete new tree on this device) and `Share
 from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._granting import Terms
-from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
+from meshkitfs.shares._history import Version
+from meshkitfs.shares._lookback import Change, path_changes
+from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode, inode_number
+from meshkitfs.shares._past import SNAPSHOTS, PastShare
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._reencrypt import reencrypt
+from meshkitfs.shares._restore import Restored, restore
 from meshkitfs.shares._sealer import SPOOL_LIMIT, Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
 
+# A share as it is now, or as it was: what reading needs, both have.
+AnyShare = Share | PastShare
+
 __all__ = [
+    "SNAPSHOTS",
     "SPOOL_LIMIT",
     "AccessChanged",
+    "AnyShare",
     "BlockReader",
     "Budget",
+    "Change",
     "DirNode",
     "Event",
     "FileNode",
@@ -28,15 +38,21 @@ __all__ = [
     "NameChanged",
     "Node",
     "NodeChanged",
+    "PastShare",
     "PublishFailed",
+    "Restored",
     "Services",
     "Share",
     "ShareBook",
     "SymlinkNode",
     "Terms",
     "Tree",
+    "Version",
     "check_name",
     "check_share_name",
+    "inode_number",
+    "path_changes",
     "posix",
     "reencrypt",
+    "restore",
 ]

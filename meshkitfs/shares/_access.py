@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from meshkitfs.errors import MeshkitError
@@ -29,6 +31,8 @@ class Access:
         # The metadata store's change counter at the last walk; -1 asks for a new one.
         self._tick = -1
         self._renewing = trio.Lock()
+        # Called once when access ends: what else was read under the grant goes with it.
+        self.on_refusal: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -76,4 +80,5 @@ class Access:
                 if isinstance(node, FileNode):
                     node.kernel_current = False
                 self.services.emit(NodeChanged(node.ino, True))
+        self.on_refusal()
         self.services.emit(AccessChanged(self.name, error.code))

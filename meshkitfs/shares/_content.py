@@ -75,16 +75,20 @@ class FileContent:
         self.block_size = 0
         self.size = 0
         if manifest is not None:
-            self.size = manifest.size
             self.oid = manifest.lineage or oid
-            if manifest.inline is not None:
-                self.inline = manifest.inline
-            else:
-                self.block_size = manifest.block_size
-                count = -(-manifest.size // manifest.block_size)
-                self.holey = used is not None and used != manifest.size
-                stored = -(-used // self.block_size) if self.holey and used is not None else count
-                self.table = RefTable(count, manifest.refs, manifest.index, stored)
+            self._take(manifest, used)
+
+    def _take(self, manifest: FileManifest, used: int | None) -> None:
+        """Refer to what ``manifest`` names; nothing may be held."""
+        self.size = manifest.size
+        if manifest.inline is not None:
+            self.inline = manifest.inline
+            return
+        self.block_size = manifest.block_size
+        count = -(-manifest.size // manifest.block_size)
+        self.holey = used is not None and used != manifest.size
+        stored = -(-used // self.block_size) if self.holey and used is not None else count
+        self.table = RefTable(count, manifest.refs, manifest.index, stored)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -356,6 +360,15 @@ class FileContent:
         """Become the content of a new object whose blocks stay those of object ``lineage``."""
         self.oid = lineage
         self.revision += 1
+
+    def become(self, manifest: FileManifest, used: int, lineage: bytes) -> None:
+        """Have the content of ``manifest``, whose blocks are those of object ``lineage``, and no other.
+
+        The caller holds ``lock``, and nothing that is to be kept may be waiting for a commit.
+        """
+        self._drop_all()
+        self._take(manifest, used)
+        self.fork(lineage)
 
     def discard(self) -> None:
         """Forget everything: the file is gone. Blocks that no commit has named yet are removed."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from meshkitfs.core.keys import kid_of
+from meshkitfs.core.moments import parse_moment, version_label
 from meshkitfs.core.records import Head, Retention
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
@@ -34,6 +35,11 @@ class Version:
     time: int
     writer: bytes
     hash: bytes
+
+    @property
+    def label(self) -> str:
+        """How it is called in ``.snapshots``: ``2026-11-25T035310Z-v12``."""
+        return version_label(self.number, self.time)
 
 
 class History:
@@ -119,6 +125,22 @@ class History:
     def kept(self) -> list[Version]:
         """The versions that have not been given up, oldest first; the newest is always one of them."""
         return [version for version in self._versions if self.given_up(version) is None]
+
+    def at(self, when: str, now: int) -> Version:
+        """Return the kept version that ``when`` means at ``now`` (UNIX seconds); see `parse_moment`.
+
+        Of a time, that is the one with the highest number of those published not after it. Raises
+        ``version_not_found``, ``invalid_argument``.
+        """
+        moment = parse_moment(when, now)
+        for version in reversed(self.kept):
+            if moment.number is None:
+                meant = version.time <= moment.until
+            else:
+                meant = version.number == moment.number and moment.label in ("", version.label)
+            if meant:
+                return version
+        raise MeshkitError("version_not_found", when)
 
     def given_up(self, version: Version) -> int | None:
         """Return when a version was given up (UNIX seconds), None if it is kept."""

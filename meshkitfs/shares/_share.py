@@ -31,6 +31,7 @@ from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
 from meshkitfs.shares._outbox import Outbox
 from meshkitfs.shares._pace import Pace
+from meshkitfs.shares._past import Past
 from meshkitfs.shares._planting import plant
 from meshkitfs.shares._publishing import publish, signed_head, upload
 from meshkitfs.shares._sealer import Sealer
@@ -58,6 +59,8 @@ class Share(Access):
         # Why the last publication failed; None when everything is out.
         self.stuck: MeshkitError | None = None
         self.history = History(services, row)
+        self.past = Past(self)
+        self.on_refusal = self.past.refused
         self.counters = Counters()
         self.conflicts: list[bytes] = []
         # When what is not public yet began to change (UNIX seconds); 0 when everything is.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.shares import Node, Share
+from meshkitfs.shares import AnyShare, Node
 
 __all__ = ["Faults", "classified", "path_of"]
 
@@ -25,7 +25,7 @@ class Faults:
         self._report = report
         self._held: OrderedDict[int, MeshkitError] = OrderedDict()
 
-    def note(self, share: Share, node: Node | None, error: MeshkitError) -> None:
+    def note(self, share: AnyShare, node: Node | None, error: MeshkitError) -> None:
         """Remember ``error`` for ``node``, unless it is the refusal of the whole share."""
         if share.refusal is not None and share.refusal.code == error.code:
             return
@@ -55,7 +55,7 @@ def classified(error: BaseException) -> MeshkitError | None:
     return None
 
 
-def path_of(share: Share, node: Node | None) -> str:
+def path_of(share: AnyShare, node: Node | None) -> str:
     """Return ``SHARE/path/in/share`` of a node."""
     names: list[str] = []
     while node is not None and node.parent is not None:

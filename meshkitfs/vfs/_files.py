@@ -9,10 +9,10 @@ import time
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares import (
+    AnyShare,
     DirNode,
     FileNode,
     Node,
-    Share,
     Tree,
     posix,
 )
@@ -110,6 +110,7 @@ class Files(Finder):
 
     @noted
     async def create(self, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
+        self._not_reserved(parent, name)
         share, grant, tree, directory = await self._directory(parent, "write")
         if name in (directory.children or ()) and not flags & os.O_EXCL:
             # Somebody else made it since the kernel looked, which is no reason to refuse it.
@@ -125,7 +126,7 @@ class Files(Finder):
         handle.wrote = True
         return Opened(self._handle(handle), True), self._hand_out(share, node)
 
-    async def _open_existing(self, share: Share, node: Node, flags: int) -> tuple[Opened, Attr]:
+    async def _open_existing(self, share: AnyShare, node: Node, flags: int) -> tuple[Opened, Attr]:
         self._hand_out(share, node)
         opened = await self.open(node.ino, flags)
         node.lookups += 1
@@ -183,7 +184,7 @@ class Files(Finder):
         handle.wrote = True
         return len(data)
 
-    async def _make_room(self, share: Share) -> None:
+    async def _make_room(self, share: AnyShare) -> None:
         """Wait until more may be written; end waiting if sealing fails (a full disk).
 
         Raises ``no_space`` if as much as may be waits for a provider that takes nothing now.

@@ -13,21 +13,25 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares import (
+    SNAPSHOTS,
+    AnyShare,
     DirNode,
     Event,
     NameChanged,
     Node,
     NodeChanged,
+    PastShare,
     Share,
     ShareBook,
     SymlinkNode,
     Tree,
     posix,
 )
-from meshkitfs.vfs._attributes import absence, attr_of, attr_of_share
+from meshkitfs.vfs._attributes import absence, attr_of, attr_of_past, attr_of_share, timeout
 from meshkitfs.vfs._control import CONTROL_INO, CONTROL_NAME, ControlFiles
 from meshkitfs.vfs._faults import Faults, classified
 from meshkitfs.vfs._handles import ControlHandle, DirHandle, FileHandle
+from meshkitfs.vfs._snapshots import Snapshots, has_snapshots
 from meshkitfs.vfs.types import (
     ROOT_INO,
     Attr,
@@ -74,7 +78,8 @@ class Finder:
         self.invalidations: queue.SimpleQueue[Invalidation] = queue.SimpleQueue()
         self._control = control
         self._runtime = runtime
-        self._shares: dict[int, Share] = {}
+        self._snapshots = Snapshots()
+        self._shares: dict[int, AnyShare] = {}
         # Inodes the kernel has forgotten while they were still to be committed; see `forget`.
         self._lingering: set[int] = set()
         self._linger_until = 4096
@@ -99,13 +104,25 @@ class Finder:
         if fault is not None and share is not None:
             self.faults.note(share, share.tree.nodes.get(ino) if share.tree is not None else None, fault)
 
-    def _share(self, ino: int) -> Share:
+    def _share(self, ino: int) -> AnyShare:
         share = self._shares.get(ino)
         if share is None:
-            raise posix(errno.ESTALE)
+            # What reads `.snapshots` itself does not come here.
+            raise posix(errno.EROFS if ino in self._snapshots else errno.ESTALE)
         return share
 
-    def _known(self, ino: int) -> tuple[Share, Node | None]:
+    def _not_past(self, *directories: int) -> None:
+        """Raise EROFS if one of these is a directory of a past version: no name in it changes."""
+        for ino in directories:
+            if ino in self._snapshots or isinstance(self._shares.get(ino), PastShare):
+                raise posix(errno.EROFS)
+
+    def _not_reserved(self, parent: int, name: bytes, number: int = errno.EEXIST) -> None:
+        """Raise ``number`` if ``name`` is that of the directory that every share's root has by itself."""
+        if name == SNAPSHOTS and has_snapshots(self._shares.get(parent), parent):
+            raise posix(number)
+
+    def _known(self, ino: int) -> tuple[AnyShare, Node | None]:
         """Return the share of an inode and its node, None for a share's root that is not loaded."""
         share = self._share(ino)
         node = share.tree.nodes.get(ino) if share.tree is not None else None
@@ -115,7 +132,7 @@ class Finder:
 
     async def _granted(
         self, ino: int, right: str, *, current: bool = False
-    ) -> tuple[Share, Grant, Tree, Node]:
+    ) -> tuple[AnyShare, Grant, Tree, Node]:
         """Return what an operation needs: a grant that includes ``right``, and the node."""
         share = self._share(ino)
         grant = None if current else share.live(right)
@@ -130,7 +147,7 @@ class Finder:
 
     async def _directory(
         self, ino: int, right: str, *, current: bool = False
-    ) -> tuple[Share, Grant, Tree, DirNode]:
+    ) -> tuple[AnyShare, Grant, Tree, DirNode]:
         if ino == ROOT_INO or ino in self._control:
             raise posix(errno.EACCES)
         # A change of names is an open: it must see a right that was just given, or taken.
@@ -144,7 +161,7 @@ class Finder:
         return share, grant, tree, node
 
     @staticmethod
-    def _still(share: Share, grant: Grant, tree: Tree, *nodes: Node) -> None:
+    def _still(share: AnyShare, grant: Grant, tree: Tree, *nodes: Node) -> None:
         """Raise unless what was looked up is still so: `Share.changing` may have waited for a merge."""
         grant.check()
         for node in nodes:
@@ -153,7 +170,7 @@ class Finder:
             if isinstance(node, DirNode) and not tree.is_named(node):
                 raise posix(errno.ENOENT)
 
-    def _hand_out(self, share: Share, node: Node) -> Attr:
+    def _hand_out(self, share: AnyShare, node: Node) -> Attr:
         self._shares[node.ino] = share
         return attr_of(share, node)
 
@@ -163,9 +180,11 @@ class Finder:
             ROOT_INO, stat.S_IFDIR | 0o700, 2 + count, 4096, 8, self._born, self._born, self._born, 1.0, 1.0
         )
 
-    async def _share_attr(self, share: Share) -> Attr:
+    async def _share_attr(self, share: AnyShare) -> Attr:
         """Return the attributes of a share's root, opening it if that is allowed now."""
         self._shares[share.root_ino] = share
+        if isinstance(share, PastShare):
+            return attr_of_past(share, timeout(share))
         if share.live("list") is None:
             try:
                 await share.use("list")
@@ -179,13 +198,19 @@ class Finder:
         if parent == ROOT_INO:
             if name == CONTROL_NAME:
                 return self._control.attr(CONTROL_INO)
-            share = self.book.shares.get(name)
-            if share is None:
+            top = self.book.shares.get(name)
+            if top is None:
                 return absent(1.0)
-            return await self._share_attr(share)
+            return await self._share_attr(top)
         if parent in self._control:
             ino = self._control.ino_of(name)
             return absent(60.0) if ino is None else self._control.attr(ino)
+        if parent in self._snapshots:
+            return await self._lookup_version(parent, name)
+        if name == SNAPSHOTS:
+            root = self._shares.get(parent)
+            if isinstance(root, Share) and has_snapshots(root, parent):
+                return self._snapshots.enter(root)
         try:
             share, _, tree, node = await self._directory(parent, "list")
             if name not in (node.children or ()):
@@ -200,6 +225,15 @@ class Finder:
         child.lookups += 1
         return self._hand_out(share, child)
 
+    async def _lookup_version(self, parent: int, name: bytes) -> Attr:
+        """Answer for a name in a ``.snapshots``."""
+        found = await self._snapshots.lookup(parent, name)
+        if not isinstance(found, PastShare):
+            return absent(0.0) if found is None else found
+        found.lookups += 1
+        found.share.past.used(found)
+        return await self._share_attr(found)
+
     def _remembered(self, parent: int, name: bytes, error: MeshkitError) -> Attr:
         """Answer for a name of a refused share the kernel was told before; raise ``error`` for others."""
         share, node = self._known(parent)
@@ -211,6 +245,9 @@ class Finder:
 
     def looked_up(self, ino: int) -> None:
         share = self._shares.get(ino)
+        if isinstance(share, PastShare) and ino == share.root_ino:
+            share.lookups += 1
+            return
         if share is not None and share.tree is not None:
             node = share.tree.nodes.get(ino)
             if node is not None:
@@ -218,7 +255,13 @@ class Finder:
 
     def forget(self, ino: int, count: int) -> None:
         share = self._shares.get(ino)
+        if isinstance(share, PastShare) and ino == share.root_ino:
+            share.lookups -= count
+            self._let_go(share)
+            return
         if share is None or share.tree is None:
+            if share is None:
+                self._snapshots.forget(ino, count)
             return
         node = share.tree.nodes.get(ino)
         if node is None:
@@ -230,6 +273,16 @@ class Finder:
                 del self._shares[ino]
             else:
                 self._linger(ino)
+        if isinstance(share, PastShare) and share.lookups <= 0:
+            self._let_go(share)
+
+    def _let_go(self, past: PastShare) -> None:
+        """Drop the tree of a version if the kernel has forgotten all of it."""
+        if past.unused:
+            past.share.past.drop(past)
+            for ino in (past.root_ino, *(past.tree.nodes if past.tree is not None else ())):
+                if self._shares.get(ino) is past:
+                    del self._shares[ino]
 
     def _linger(self, ino: int) -> None:
         """Note an inode that goes away after the next commit, of which nobody tells us: look now and then."""
@@ -247,6 +300,8 @@ class Finder:
             return self._root_attr()
         if ino in self._control:
             return self._control.attr(ino)
+        if ino in self._snapshots:
+            return self._snapshots.attr(ino)
         share, node = self._known(ino)
         if node is None:
             return await self._share_attr(share)
@@ -254,6 +309,11 @@ class Finder:
 
     @noted
     async def readlink(self, ino: int) -> bytes:
+        if ino in self._snapshots:
+            target = await self._snapshots.target(ino)
+            if target is None:
+                raise posix(errno.ENOENT)
+            return target
         _, _, _, node = await self._granted(ino, "list")
         if not isinstance(node, SymlinkNode):
             raise posix(errno.EINVAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshkitfs.shares import FileNode, Share
+from meshkitfs.shares import AnyShare, FileNode, PastShare
 
 __all__ = ["ControlHandle", "DirHandle", "FileHandle"]
 
@@ -15,7 +15,7 @@ class FileHandle:
 
     __slots__ = ("append", "ino", "next_offset", "node", "prefetched", "share", "wrote")
 
-    def __init__(self, share: Share, node: FileNode, *, append: bool) -> None:
+    def __init__(self, share: AnyShare, node: FileNode, *, append: bool) -> None:
         self.share = share
         self.node = node
         self.ino = node.ino
@@ -46,11 +46,13 @@ class FileHandle:
 class DirHandle:
     """One open of a directory: the names as they were at its first read, so that positions stay valid."""
 
-    __slots__ = ("ino", "names", "share")
+    __slots__ = ("ino", "names", "share", "versions")
 
-    def __init__(self, ino: int, share: Share | None) -> None:
+    def __init__(self, ino: int, share: AnyShare | None, versions: list[PastShare] | None = None) -> None:
         self.ino = ino
         self.share = share
+        # What a ``.snapshots`` holds; None for every other directory.
+        self.versions = versions
         self.names: list[bytes] = []
 
 

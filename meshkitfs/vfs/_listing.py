@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from meshkitfs.core.entries import HARDLINK, Entry
 from meshkitfs.errors import MeshkitError
 from meshkitfs.shares import (
+    SNAPSHOTS,
+    AnyShare,
     DirNode,
-    Share,
+    PastShare,
     posix,
 )
 from meshkitfs.vfs._attributes import attr_of, attr_of_share
 from meshkitfs.vfs._finder import Finder, noted
 from meshkitfs.vfs._handles import DirHandle
+from meshkitfs.vfs._snapshots import has_snapshots
 from meshkitfs.vfs.types import (
     ROOT_INO,
     Attr,
@@ -36,6 +39,11 @@ class Listing(Finder):
     async def opendir(self, ino: int) -> int:
         if ino == ROOT_INO or ino in self._control:
             return self._handle(DirHandle(ino, None))
+        versioned = self._snapshots.share_of(ino)
+        if versioned is not None:
+            views = [versioned.past.view(version) for version in await self._snapshots.versions(versioned)]
+            self._shares |= {view.root_ino: view for view in views}
+            return self._handle(DirHandle(ino, None, views))
         share, grant, tree, node = await self._granted(ino, "list", current=True)
         if not isinstance(node, DirNode):
             raise posix(errno.ENOTDIR)
@@ -48,6 +56,9 @@ class Listing(Finder):
         assert isinstance(handle, DirHandle)
         if handle.share is not None:
             yield from self._read_directory(handle, handle.share, start)
+            return
+        if handle.versions is not None:
+            yield from self._read_versions(handle, handle.versions, start)
             return
         own = self._root_attr() if handle.ino == ROOT_INO else self._control.attr(handle.ino)
         yield from _dots(start, own, self._root_attr())
@@ -70,8 +81,24 @@ class Listing(Finder):
                 attr = attr_of_share(share) if root is None else attr_of(share, root)
                 yield name, attr, i + 1
 
+    def _read_versions(
+        self, handle: DirHandle, versions: list[PastShare], start: int
+    ) -> Iterator[tuple[bytes, Attr, int]]:
+        share = self._snapshots.share_of(handle.ino)
+        assert share is not None  # it is never forgotten
+        if share.live("list") is None:
+            raise share.refusal or MeshkitError("freshness_unproven", share.name)
+        above = attr_of_share(share) if share.tree_root is None else attr_of(share, share.tree_root)
+        yield from _dots(start, self._snapshots.attr(handle.ino), above)
+        start = max(start, _DOTS)
+        for i in range(start, len(versions) + _DOTS):
+            # The kernel may have forgotten it since this listing began.
+            view = versions[i - _DOTS] = share.past.view(versions[i - _DOTS].version)
+            self._shares[view.root_ino] = view
+            yield view.version.label.encode(), self._snapshots.listed(view), i + 1
+
     def _read_directory(
-        self, handle: DirHandle, share: Share, start: int
+        self, handle: DirHandle, share: AnyShare, start: int
     ) -> Iterator[tuple[bytes, Attr, int]]:
         tree = share.tree
         if share.live("list") is None or tree is None:
@@ -83,7 +110,9 @@ class Listing(Finder):
         yield from _dots(start, attr_of(share, node), above)
         start = max(start, _DOTS)
         if start == _DOTS:
-            handle.names = list(node.children)
+            # `.snapshots` is there without being listed, also where an older program made a real one.
+            hidden = SNAPSHOTS if has_snapshots(share, node.ino) else None
+            handle.names = [name for name in node.children if name != hidden]
         for i in range(start, len(handle.names) + _DOTS):
             name = handle.names[i - _DOTS]
             child = node.children.get(name)
@@ -100,7 +129,10 @@ class Listing(Finder):
             await handle.share.fsync()
 
     async def releasedir(self, fh: int) -> None:
-        self._handles.pop(fh, None)
+        handle = self._handles.pop(fh, None)
+        if isinstance(handle, DirHandle):
+            for view in handle.versions or ():
+                self._let_go(view)
 
     async def statfs(self) -> StatFs:
         usage = self.book.usage()

@@ -24,8 +24,8 @@ class Naming(Finder):
     @noted
     async def mkdir(self, parent: int, name: bytes, mode: int) -> Attr:
         if parent == ROOT_INO:
-            share = await self.book.create(name, mode & 0o777)
-            return await self._share_attr(share)
+            return await self._share_attr(await self.book.create(name, mode & 0o777))
+        self._not_reserved(parent, name)
         share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
             self._still(share, grant, tree, directory)
@@ -39,6 +39,7 @@ class Naming(Finder):
     async def symlink(self, parent: int, name: bytes, target: bytes) -> Attr:
         if not 0 < len(target) <= TARGET_MAX:
             raise posix(errno.ENAMETOOLONG)
+        self._not_reserved(parent, name)
         share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
             self._still(share, grant, tree, directory)
@@ -50,6 +51,8 @@ class Naming(Finder):
 
     @noted
     async def link(self, ino: int, parent: int, name: bytes) -> Attr:
+        self._not_past(parent)
+        self._not_reserved(parent, name)
         if parent == ROOT_INO or self._shares.get(parent) is not self._shares.get(ino):
             raise posix(errno.EXDEV)
         share, grant, tree, directory = await self._directory(parent, "write")
@@ -70,6 +73,7 @@ class Naming(Finder):
         if parent == ROOT_INO:
             await self._remove_share(name, DIR, errno.EISDIR, wanted=False)
             return
+        self._not_reserved(parent, name, errno.EACCES)
         share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
             self._still(share, grant, tree, directory)
@@ -81,6 +85,7 @@ class Naming(Finder):
         if parent == ROOT_INO:
             await self._remove_share(name, DIR, errno.ENOTDIR, wanted=True)
             return
+        self._not_reserved(parent, name, errno.EACCES)
         share, grant, tree, directory = await self._directory(parent, "write")
         async with share.changing():
             self._still(share, grant, tree, directory)
@@ -116,6 +121,9 @@ class Naming(Finder):
         if old_parent == ROOT_INO and new_parent == ROOT_INO:
             await self._rename_share(old_name, new_name, flags)
             return
+        self._not_past(old_parent, new_parent)
+        self._not_reserved(old_parent, old_name, errno.EACCES)
+        self._not_reserved(new_parent, new_name)
         if ROOT_INO in (old_parent, new_parent) or self._shares.get(old_parent) is not self._shares.get(
             new_parent
         ):

@@ -22,7 +22,7 @@ class XattrAccess(Finder):
     """Extended attributes."""
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
-        if ino == ROOT_INO or ino in self._control:
+        if ino == ROOT_INO or ino in self._control or ino in self._snapshots:
             raise posix(errno.ENODATA)
         share, node = self._known(ino)
         if name.startswith(PREFIX):
@@ -37,7 +37,7 @@ class XattrAccess(Finder):
         return value
 
     async def listxattr(self, ino: int) -> list[bytes]:
-        if ino == ROOT_INO or ino in self._control:
+        if ino == ROOT_INO or ino in self._control or ino in self._snapshots:
             return []
         share, node = self._known(ino)
         names = meshkit_names(share, node, self._runtime)

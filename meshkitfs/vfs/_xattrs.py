@@ -12,7 +12,7 @@ from typing import Any
 
 from meshkitfs.core.cid import cid_text
 from meshkitfs.errors import MeshkitError
-from meshkitfs.shares import Node, Share
+from meshkitfs.shares import AnyShare, Node, PastShare
 
 __all__ = ["PREFIX", "meshkit_names", "meshkit_value", "reason_text", "share_state"]
 
@@ -22,7 +22,7 @@ PREFIX = b"user.meshkit."
 Runtime = Callable[[], dict[str, Any]]
 
 
-def reason_text(share: Share, fault: MeshkitError | None) -> str:
+def reason_text(share: AnyShare, fault: MeshkitError | None) -> str:
     """Return why the share is refused, or what went wrong with this file (``fault``) or with publishing.
 
     In the words of the error table; "ok" if nothing did.
@@ -34,7 +34,7 @@ def reason_text(share: Share, fault: MeshkitError | None) -> str:
     return f"{error.code}: {error.reason.sentence}{detail} {error.remedy}"
 
 
-def share_state(share: Share, node: Node | None) -> str:
+def share_state(share: AnyShare, node: Node | None) -> str:
     """Return clean, dirty, uploading, stored or quarantined."""
     if share.refusal is not None and share.refusal.code in ("head_rollback", "head_fork"):
         return "quarantined"
@@ -50,14 +50,14 @@ def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _recipients(share: Share) -> str:
+def _recipients(share: AnyShare) -> str:
     if not share.row.mine:
         return share.services.who
     members = share.services.state.members(share.row.share)
     return ",".join(sorted({member.handle for member in members if not member.revoked}))
 
 
-def _capabilities(share: Share, runtime: Runtime) -> str:
+def _capabilities(share: AnyShare, runtime: Runtime) -> str:
     grant = share.grant
     value = runtime() | {
         "rights": sorted(grant.rights) if grant is not None else [],
@@ -70,7 +70,7 @@ def _capabilities(share: Share, runtime: Runtime) -> str:
 
 
 def meshkit_value(
-    name: bytes, share: Share, node: Node | None, runtime: Runtime, fault: MeshkitError | None
+    name: bytes, share: AnyShare, node: Node | None, runtime: Runtime, fault: MeshkitError | None
 ) -> bytes | None:
     """Return one attribute, or None if it does not apply here."""
     if name == PREFIX + b"reason":
@@ -79,7 +79,7 @@ def meshkit_value(
     return None if value is None else value.encode(errors="surrogateescape")
 
 
-def _value(name: str, share: Share, node: Node | None, runtime: Runtime) -> str | None:
+def _value(name: str, share: AnyShare, node: Node | None, runtime: Runtime) -> str | None:
     grant = share.grant
     match name:
         case "reason":
@@ -106,7 +106,8 @@ def _value(name: str, share: Share, node: Node | None, runtime: Runtime) -> str 
         return None
     match name:
         case "rights":
-            return ",".join(sorted(grant.rights))
+            lost = {"write", "reshare"} if isinstance(share, PastShare) else set()
+            return ",".join(sorted(grant.rights - lost))
         case "expires":
             return _time(grant.capsule.exp)
         case "policy":
@@ -128,6 +129,6 @@ _NAMES = (
 )  # fmt: skip
 
 
-def meshkit_names(share: Share, node: Node | None, runtime: Runtime) -> list[bytes]:
+def meshkit_names(share: AnyShare, node: Node | None, runtime: Runtime) -> list[bytes]:
     """Return the names of the attributes that have a value here."""
     return [PREFIX + name.encode() for name in _NAMES if _value(name, share, node, runtime) is not None]

@@ -1,0 +1,70 @@
+"""Commands about the past: ``history``, ``restore``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ._context import Context
+from ._mounting import mount_points
+from ._output import ago, clock, printable, size, table
+from ._targets import past_path
+
+__all__ = ["history", "restore"]
+
+_WHAT = {"oldest": "there already", "attributes": "attributes changed"}
+
+
+def history(context: Context, args: argparse.Namespace) -> int:
+    """``history PATH``"""
+    path = past_path(args.path, mount_points(context.home))
+    data = context.call("history", {"path": path, "limit": args.limit})
+    rows = data.get("versions") or []
+    lines = [printable(data.get("path") or path), ""]
+    lines += table(("version", "time", "by", "what", "size"), [_cells(row) for row in rows])
+    if data.get("more"):
+        lines += ["", f"There is more; --limit 0 shows all. (Shown: {len(rows)})"]
+    context.out.result(data, lines)
+    return 0
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    version = f"v{row.get('version')}"
+    if row.get("first"):
+        version = f"v{row['first']} to {version}"
+    what = str(row.get("what"))
+    if not row.get("readable"):
+        return [version, clock(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
+    return [version, clock(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
+
+
+def restore(context: Context, args: argparse.Namespace) -> int:
+    """``restore PATH --at WHEN [--to NEWPATH]``"""
+    points = mount_points(context.home)
+    params = {"path": past_path(args.path, points), "at": args.at}
+    if args.to is not None:
+        params["to"] = past_path(args.to, points)
+    data = context.call("restore", params)
+    counts = [_count(data.get(name), one, many) for name, one, many in _COUNTED]
+    done = ", ".join(count for count in counts if count)
+    place, version = printable(data.get("to")), f"version {data.get('version')}"
+    if done:
+        lines = [
+            f"Brought back to {place} from {version}, {ago(data.get('time'))}: {done}.",
+            f"What was there before stays in the history, in version {data.get('replaced')}.",
+        ]
+    else:
+        lines = [f"{place} is as it was in {version} already; nothing was changed."]
+    context.out.result(data, lines)
+    return 0
+
+
+_COUNTED = (
+    ("files", "file", "files"),
+    ("directories", "directory", "directories"),
+    ("symlinks", "symbolic link", "symbolic links"),
+)
+
+
+def _count(count: int | None, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}" if count else ""
