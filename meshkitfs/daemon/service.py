@@ -23,6 +23,7 @@ from meshkitfs.core.durations import parse_expiry
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.session import WATCH_S, Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Trace
@@ -70,6 +71,7 @@ class Service:
             "sync": self.sync,
             "explain": self._explain,
             "clock.reset": self._clock_reset,
+            **Keeping(session).methods,
         }
 
     @classmethod

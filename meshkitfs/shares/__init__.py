@@ -6,19 +6,24 @@ threads, the spool) to `_commit` (a complete new tree on this device) and `Share
 """
 
 from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
+from meshkitfs.shares._collect import Collected, collect
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
+from meshkitfs.shares._prune import Pruned, Rules, prune
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
+from meshkitfs.shares._verify import Broken, Repaired, Verified, repair, verify
 
 __all__ = [
     "AccessChanged",
     "BlockReader",
+    "Broken",
     "Budget",
+    "Collected",
     "DirNode",
     "Event",
     "FileNode",
@@ -26,14 +31,22 @@ __all__ = [
     "NameChanged",
     "Node",
     "NodeChanged",
+    "Pruned",
     "PublishFailed",
+    "Repaired",
+    "Rules",
     "Services",
     "Share",
     "ShareBook",
     "SymlinkNode",
     "Terms",
     "Tree",
+    "Verified",
     "check_name",
     "check_share_name",
+    "collect",
     "posix",
+    "prune",
+    "repair",
+    "verify",
 ]
