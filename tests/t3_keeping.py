@@ -393,12 +393,15 @@ def granted_snapshot_to(keeper, device, path):
     keeper.world.run(give)
 
 
-def test_unsent_work_on_this_device_is_kept(keeper):
-    """A local commit that could not be published stands on a version that may be given up meanwhile."""
+@pytest.mark.parametrize("again", [False, True], ids=["running", "restarted"])
+def test_unsent_work_on_this_device_is_kept(keeper, tmp_path, again):
+    """A local commit that could not be published stands on a version that is given up meanwhile."""
+    bob = Device(keeper.world, tmp_path / "bob", "bob", beside=keeper.device).start()
+    keeper.device.grant("first", bob)
     keeper.save(("large", pattern(1, BIG)), ("other", pattern(2, BIG)))
+    bob.refresh()
     session = keeper.device.session
-    honest = session.services.metadata
-    wrapped = evil.EvilMetadata(honest)
+    wrapped = evil.EvilMetadata(session.services.metadata)
 
     async def away(_):
         raise MeshkitError("metadata_unavailable", "evil")
@@ -411,15 +414,20 @@ def test_unsent_work_on_this_device_is_kept(keeper):
     view.release(fh)
     with pytest.raises(MeshkitError):
         keeper.device.flush()
-    assert session.state.local_commit(keeper.share().row.share) is not None
-    # Nothing is given up but version 1; what gc must not do is fail or delete what waits.
-    session.services.metadata = honest
-    keeper.prune(last=1)
-    done = keeper.gc()
-    assert done["versions"] == 1
+    bob.view().unlink("large")
+    bob.view().unlink("other")
+    bob.flush()
+    if again:
+        keeper.device.crash()
+        keeper.device.start()
+    given_up = keeper.prune(last=1)
+    assert keeper.device.session.state.local_commit(keeper.share().row.share).base_version in given_up
+    assert keeper.gc()["versions"] > 0
+    if not again:
+        session.services.metadata = wrapped.inner
     number = keeper.publish()
-    expected = b"unsent" + pattern(1, BIG)[6:]
-    assert keeper.need(number)[1]["large"] == expected
+    found = keeper.need(number, [bob.session.identity.signing.public])[1]
+    assert b"unsent" + pattern(1, BIG)[6:] in found.values()
 
 
 def test_a_device_with_unsent_work_that_comes_back_within_the_grace(keeper, tmp_path):
