@@ -12,11 +12,12 @@ from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._prune import Pruned, Rules, prune
 from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._repair import Repaired, repair
 from meshkitfs.shares._sealer import Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
-from meshkitfs.shares._verify import Broken, Repaired, Verified, repair, verify
+from meshkitfs.shares._verify import Broken, Verified, verify
 
 __all__ = [
     "AccessChanged",

@@ -1,29 +1,30 @@
-"""Verifying a share block by block, and repairing what is broken from other copies of its byte store.
+"""Verifying a share block by block.
 
 Verified is: fetched from the byte store, the bytes are what the name says, it opens under its key for its
 place, and (all but data blocks) what is in it follows the format. What was verified is remembered, so that
-a run that was cut off can be gone on with; what is broken is remembered for `repair`.
+a run that was cut off can be gone on with; what is broken is remembered for `_repair`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
 
-from meshkitfs.core.blocks import ContentKey, SealedBlock, VerifiedBlock, open_block
+from meshkitfs.core.blocks import ContentKey, VerifiedBlock, open_block
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
-from meshkitfs.providers import ByteStore
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._share import Share
-from meshkitfs.shares._walk import FAULTS, Names, Piece, Walk, root_piece
+from meshkitfs.shares._walk import FAULTS, MANIFEST, Names, Piece, Walk, root_piece
 
-__all__ = ["Broken", "Repaired", "Verified", "repair", "verify"]
+__all__ = ["Broken", "Verified", "broken_job", "in_time", "verify"]
 
 Progress = Callable[[dict[str, Any]], None]
+
+_Parents = dict[bytes, dict[bytes, bool]]
 
 FETCH_DEADLINE_S: Final = 60
 # Verified blocks are remembered this many at a time: one write to the disk for each batch.
@@ -55,14 +56,6 @@ class Verified:
     broken: list[Broken] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Repaired:
-    """What `repair` did: blocks that are whole again, and what is still broken."""
-
-    repaired: int
-    left: list[Broken]
-
-
 async def verify(share: Share, *, live: bool, resume: bool, progress: Progress) -> Verified:
     """Verify every block of every kept version of ``share``, or with ``live`` of the newest alone.
 
@@ -74,55 +67,8 @@ async def verify(share: Share, *, live: bool, resume: bool, progress: Progress) 
     return await run.run(live=live, resume=resume)
 
 
-async def repair(share: Share, sources: Sequence[ByteStore], progress: Progress) -> Repaired:
-    """Store again what is broken, from this device's spool or one of ``sources``, and verify again.
-
-    What is broken is what the last `verify` remembered, or else what a new one finds. A block that is
-    repaired may name others that are broken too, so this goes on until nothing more can be had.
-    """
-    services = share.services
-    job = _broken_job(share)
-    wanted: Collection[bytes] = await trio.to_thread.run_sync(services.state.job_items, job)
-    if not wanted:
-        found = await verify(share, live=False, resume=False, progress=progress)
-        wanted = {item.digest for item in found.broken}
-        if not wanted:
-            return Repaired(0, [])
-    stored: set[bytes] = set()
-    tried: set[bytes] = set()
-    while fresh := set(wanted) - tried:
-        tried |= fresh
-        for count, digest in enumerate(sorted(fresh)):
-            progress({"stage": "repairing", "done": count, "total": len(fresh), "unit": "blocks"})
-            block = await _find(share, sources, digest)
-            if block is not None:
-                await _in_time(services.reader.store.put, SealedBlock(block.digest, block.data))
-                stored.add(digest)
-        await _in_time(services.reader.store.sync)
-        found = await verify(share, live=False, resume=True, progress=progress)
-        wanted = {item.digest for item in found.broken}
-    return Repaired(len(stored - set(wanted)), found.broken)
-
-
-async def _find(share: Share, sources: Sequence[ByteStore], digest: bytes) -> VerifiedBlock | None:
-    """Return a whole copy of a block, from wherever there is one. Raises what is no answer."""
-
-    async def spooled(digest: bytes) -> VerifiedBlock:
-        return await trio.to_thread.run_sync(share.services.spool.read, digest)
-
-    for get in (spooled, *(source.get for source in sources)):
-        try:
-            block: VerifiedBlock = await _in_time(get, digest)
-        except MeshkitError as error:
-            if error.code not in FAULTS:
-                raise
-        else:
-            if block.digest == digest:
-                return block
-    return None
-
-
-async def _in_time(call: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+async def in_time(call: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Await a call to a byte store, with its deadline. Raises ``provider_request_failed``."""
     try:
         with trio.fail_after(FETCH_DEADLINE_S):
             return await call(*arguments)
@@ -130,7 +76,8 @@ async def _in_time(call: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
         raise MeshkitError("provider_request_failed", "no answer in time") from None
 
 
-def _broken_job(share: Share) -> str:
+def broken_job(share: Share) -> str:
+    """Return the name of the job that remembers which blocks of ``share`` are broken."""
     return f"broken:{share.row.ref.hex()}"
 
 
@@ -152,7 +99,7 @@ class _Verification:
 
     async def _fetch(self, digest: bytes) -> VerifiedBlock:
         # From the byte store, never from the spool: it is the store that is verified.
-        block: VerifiedBlock = await _in_time(self._store.get, digest)
+        block: VerifiedBlock = await in_time(self._store.get, digest)
         return block
 
     async def run(self, *, live: bool, resume: bool) -> Verified:
@@ -162,7 +109,7 @@ class _Verification:
             self._before = await trio.to_thread.run_sync(state.job_items, self._job)
         else:
             await trio.to_thread.run_sync(state.end_job, self._job)
-        await trio.to_thread.run_sync(state.end_job, _broken_job(self._share))
+        await trio.to_thread.run_sync(state.end_job, broken_job(self._share))
         await self._count(roots)
         walk = Walk(self._lease, self._fetch, visit=self._visit, blocks=self._check, fault=self._fault)
         try:
@@ -255,32 +202,63 @@ class _Verification:
             self._state.add_job_items(self._job, self._verified)
             self._verified = []
         if self._broken:
-            self._state.add_job_items(_broken_job(self._share), self._broken)
+            self._state.add_job_items(broken_job(self._share), self._broken)
 
     # -- what a broken block means -------------------------------------------------------------------
 
     async def _locate(self, roots: list[Piece]) -> None:
         """Find all paths and versions that need what is broken, from the blocks up to the roots."""
-        parents: dict[bytes, set[bytes]] = {}
+        # By digest: what names it, and whether that is a manifest. Only when something is broken, for its size.
+        parents: _Parents = {}
+
+        def note_parent(parent: Piece, piece: Piece) -> None:
+            if piece.below is not None or piece.digest in self._broken:
+                parents.setdefault(piece.digest, {})[parent.digest] = parent.kind == MANIFEST
+
+        await self._again(roots, note_parent)
+        objects = {digest: _objects(item, parents) for digest, item in self._broken.items()}
+        wanted = set().union(*objects.values())
         paths: dict[bytes, set[bytes]] = {root.digest: {b""} for root in roots}
 
-        def refer(parent: Piece, piece: Piece) -> None:
-            broken = piece.digest in self._broken
-            if broken or piece.below is not None:
-                parents.setdefault(piece.digest, set()).add(parent.digest)
-            if broken:
+        def note_path(_: Piece, piece: Piece) -> None:
+            if piece.digest in wanted:
                 paths.setdefault(piece.digest, set()).add(piece.path)
 
+        names = await self._again(roots, note_path)
+        for digest, item in self._broken.items():
+            above = _above(digest, parents)
+            item.versions = sorted(root.version for root in roots if root.digest in above)
+            found = (path for manifest in objects[digest] for path in paths.get(manifest, ()))
+            item.paths = sorted({_label(path, names) for path in found})
+
+    async def _again(self, roots: list[Piece], refer: Callable[[Piece, Piece], None]) -> Names:
         walk = Walk(self._lease, self._fetch, refer=refer, fault=lambda _piece, _error: None)
         await walk.run(roots)
-        for digest, item in self._broken.items():
-            above, waiting = {digest}, [digest]
-            while waiting:
-                fresh = parents.get(waiting.pop(), set()) - above
-                above |= fresh
-                waiting += fresh
-            item.versions = sorted(root.version for root in roots if root.digest in above)
-            item.paths = sorted(_label(path, walk.names) for path in paths.get(digest, ()))
+        return walk.names
+
+
+def _above(digest: bytes, parents: _Parents) -> set[bytes]:
+    """Return a block and everything that leads to it."""
+    found, waiting = {digest}, [digest]
+    while waiting:
+        fresh = parents.get(waiting.pop(), {}).keys() - found
+        found |= fresh
+        waiting += fresh
+    return found
+
+
+def _objects(item: Broken, parents: _Parents) -> set[bytes]:
+    """Return the manifests of the objects that a block is a piece of."""
+    if item.kind == MANIFEST:
+        return {item.digest}
+    found, waiting = set(), [item.digest]
+    while waiting:
+        for parent, is_manifest in parents.get(waiting.pop(), {}).items():
+            if is_manifest:
+                found.add(parent)
+            else:
+                waiting.append(parent)
+    return found
 
 
 def _opens(key: ContentKey, block: VerifiedBlock, piece: Piece) -> None:
