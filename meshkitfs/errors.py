@@ -114,6 +114,12 @@ _ROWS: Final = (
      "The metadata store shows this device another history of the share than it did before.",
      "The share is quarantined here. Compare with the other members, then run "
      "'meshkitfs share accept-rollback SHARE'."),
+    ("verify_failed", "integrity", _errno.EIO,
+     "Blocks are missing or damaged.",
+     "'meshkitfs repair SHARE --from local:DIR' fetches them from another copy of the store."),
+    ("gc_unsafe", "integrity", _errno.EIO,
+     "It is not certain what is still needed, so nothing was deleted.",
+     "The detail says what cannot be found; look at it with 'meshkitfs verify', then try again."),
     ("block_unavailable", "unavailable", _errno.EIO,
      "A block that the manifest names is not at the store.",
      "Bring the store back or restore the block; nothing here was changed."),

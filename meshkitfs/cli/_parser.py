@@ -13,6 +13,7 @@ from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _mounting, _people, _shares
 from ._context import Context
+from ._keeping_grammar import keeping_commands
 
 __all__ = ["UsageError", "build_parser"]
 
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _past_commands(add)
     _people_commands(add)
     _look_commands(add)
+    keeping_commands(add)
     return parser
 
 

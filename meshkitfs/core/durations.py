@@ -1,4 +1,4 @@
-"""How people say until when: ``30m``, ``12h``, ``7d``, ``2w``, or a date."""
+"""How people say how long, and until when: ``30m``, ``12h``, ``7d``, ``2w``, or a date."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ from typing import Final
 
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["parse_expiry", "parse_span"]
+__all__ = ["match_span", "parse_expiry", "parse_span"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhdw])\Z")
 _LIMIT: Final = 100 * 366 * 86400
 
 
-def parse_span(text: str) -> int | None:
+def match_span(text: str) -> int | None:
     """Return how many seconds ``text`` says: a number with s, m, h, d or w; None if it says nothing such."""
     span = _SPAN.match(text)
     return int(span[1]) * _UNITS[span[2]] if span else None
+
+
+def parse_span(text: str) -> int:
+    """Return the seconds in a length of time such as ``90s``, ``12h``, ``7d``, ``2w``; ``0d`` is none.
+
+    Raises MeshkitError ``invalid_argument`` for anything else, and for more than 100 years.
+    """
+    span = match_span(text)
+    if span is None or span > _LIMIT:
+        raise MeshkitError("invalid_argument", f"{text!r}: say 90s, 30m, 12h, 7d, 2w")
+    return span
 
 
 def parse_expiry(text: str, now: int) -> int:
@@ -28,7 +39,7 @@ def parse_expiry(text: str, now: int) -> int:
     time is UTC unless it names an offset. Raises MeshkitError ``invalid_argument`` for anything else, for
     a time that is not in the future and for one more than 100 years away.
     """
-    span = parse_span(text)
+    span = match_span(text)
     if span is not None:
         when = now + span
     else:

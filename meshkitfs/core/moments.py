@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from meshkitfs.core.durations import parse_span
+from meshkitfs.core.durations import match_span
 from meshkitfs.errors import MeshkitError
 
 __all__ = ["Moment", "parse_moment", "version_label"]
@@ -54,7 +54,7 @@ def parse_moment(text: str, now: int) -> Moment:
     label = _LABEL.match(text)
     if label:
         return Moment(int(label[1]), label=text)
-    span = parse_span(text)
+    span = match_span(text)
     if span is not None:
         return Moment(None, now - span)
     found = _TIME.match(text)

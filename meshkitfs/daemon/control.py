@@ -43,9 +43,11 @@ REPLY_SECONDS: Final = 5.0
 MAX_CONNECTIONS: Final = 32
 MAX_WAITING_PROGRESS: Final = 64
 
-# Calls that only wait or look, or can go on later where they ended: when the person who asked goes away
-# (Ctrl-C), so does the work. Anything else has begun to change something and is finished.
-INTERRUPTIBLE: Final = frozenset({"sync", "doctor", "explain", "status", "history", "share.reencrypt"})
+# Calls that only wait or look, or can be gone on with: when the person who asked goes away (Ctrl-C), so does
+# the work. Anything else has begun to change something and is finished.
+INTERRUPTIBLE: Final = frozenset(
+    {"sync", "doctor", "explain", "status", "history", "verify", "gc", "repair", "share.reencrypt"}
+)
 
 _log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from meshkitfs.core.durations import parse_expiry
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.session import WATCH_S, Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Trace
@@ -78,6 +79,7 @@ class Service:
                 name: partial(function, session, self._relative)
                 for name, function in versions.METHODS.items()
             },
+            **Keeping(session).methods,
         }
 
     @classmethod

@@ -6,19 +6,23 @@ threads, the spool) to `_commit` (a complete new tree on this device) and `Share
 """
 
 from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
+from meshkitfs.shares._collect import Collected, collect
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._lookback import Change, path_changes
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode, inode_number
 from meshkitfs.shares._past import SNAPSHOTS, PastShare
+from meshkitfs.shares._prune import Pruned, Rules, prune
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._reencrypt import reencrypt
+from meshkitfs.shares._repair import Repaired, repair
 from meshkitfs.shares._restore import Restored, restore
 from meshkitfs.shares._sealer import SPOOL_LIMIT, Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
+from meshkitfs.shares._verify import Broken, Verified, verify
 
 # A share as it is now, or as it was: what reading needs, both have.
 AnyShare = Share | PastShare
@@ -29,8 +33,10 @@ __all__ = [
     "AccessChanged",
     "AnyShare",
     "BlockReader",
+    "Broken",
     "Budget",
     "Change",
+    "Collected",
     "DirNode",
     "Event",
     "FileNode",
@@ -39,20 +45,28 @@ __all__ = [
     "Node",
     "NodeChanged",
     "PastShare",
+    "Pruned",
     "PublishFailed",
+    "Repaired",
     "Restored",
+    "Rules",
     "Services",
     "Share",
     "ShareBook",
     "SymlinkNode",
     "Terms",
     "Tree",
+    "Verified",
     "Version",
     "check_name",
     "check_share_name",
+    "collect",
     "inode_number",
     "path_changes",
     "posix",
+    "prune",
     "reencrypt",
+    "repair",
     "restore",
+    "verify",
 ]

@@ -21,7 +21,7 @@ from meshkitfs.core.pages import PageRef
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 
-__all__ = ["DATA", "FAULTS", "INDEX", "MANIFEST", "PAGE", "Piece", "Walk", "root_piece"]
+__all__ = ["DATA", "FAULTS", "INDEX", "MANIFEST", "PAGE", "Names", "Piece", "Walk", "root_piece"]
 
 MANIFEST: Final = "manifest"
 PAGE: Final = "page"
