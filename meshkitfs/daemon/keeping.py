@@ -6,8 +6,6 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import trio
-
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.durations import parse_span
 from meshkitfs.daemon.session import Session
@@ -25,8 +23,6 @@ class Keeping:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        # One of them at a time for each share: each of them relies on what the others change.
-        self._locks: dict[bytes, trio.Lock] = {}
         self.methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "prune": self._prune,
             "gc": self._gc,
@@ -34,16 +30,13 @@ class Keeping:
             "repair": self._repair,
         }
 
-    def _lock(self, share: Share) -> trio.Lock:
-        return self._locks.setdefault(share.row.ref, trio.Lock())
-
     async def _prune(
         self, share: str, last: int = 0, hourly: int = 0, daily: int = 0, weekly: int = 0, monthly: int = 0,
         yearly: int = 0, within: str = "", dry_run: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         found = self._session.book.find(share)
         rules = Rules(last, hourly, daily, weekly, monthly, yearly, parse_span(within) if within else 0)
-        async with self._lock(found):
+        async with found.upkeep:
             result = await prune(found, rules, dry_run=dry_run)
         return {
             "share": found.name,
@@ -57,7 +50,7 @@ class Keeping:
 
     async def _gc(self, progress: Progress, share: str, grace: str, delete: bool = False) -> dict[str, Any]:
         found = self._session.book.find(share)
-        async with self._lock(found):
+        async with found.upkeep:
             done = await collect(found, parse_span(grace), dry_run=not delete, progress=progress)
         return {
             "share": found.name,
@@ -80,7 +73,7 @@ class Keeping:
 
     async def _verify_one(self, progress: Progress, share: Share, live: bool, resume: bool) -> dict[str, Any]:
         try:
-            async with self._lock(share):
+            async with share.upkeep:
                 found = await verify(share, live=live, resume=resume, progress=progress)
         except MeshkitError as error:
             # One share that cannot be looked at does not keep the others from it.
@@ -99,7 +92,7 @@ class Keeping:
         found = self._session.book.find(share)
         stores = [open_provider(parse_provider(source)) for source in sources]
         try:
-            async with self._lock(found):
+            async with found.upkeep:
                 done = await repair(found, stores, progress)
         finally:
             for store in stores:

@@ -120,7 +120,9 @@ async def restore(
     def report(done: int, total: int) -> None:
         progress({"stage": "restoring", "done": done, "total": total, "unit": "files"})
 
-    done = await bring_back(share, version, parts, target, report)
+    # Not while blocks are being collected: the version could be one of those that go.
+    async with share.upkeep:
+        done = await bring_back(share, version, parts, target, report)
     return {
         "share": share.name,
         "path": _said(share, parts),

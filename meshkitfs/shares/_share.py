@@ -72,6 +72,9 @@ class Share(Access):
         self._sending = trio.Lock()
         self._started = 0
         self._succeeded = 0
+        # Held by what looks at, rewrites, brings back or deletes much of the history, each of which relies on
+        # what the others change.
+        self.upkeep = trio.Lock()
         self._change = Changing(lambda: self.tree)
         self._pace = Pace()
         self._committer = False
