@@ -184,6 +184,8 @@ class Model(RuleBasedStateMachine):
         self.play = Trio(self.world, self.place)
         self.number = 0
         self.acknowledged = set()
+        # What each has written, whether or not it is safe yet.
+        self.written = {name: set() for name in NAMES}
         # What each has removed or replaced after having seen it.
         self.removed = {name: set() for name in NAMES}
         self.work = 0
@@ -228,7 +230,9 @@ class Model(RuleBasedStateMachine):
             parent = directories[where % len(directories)] if directories and where % 3 else ""
             new = f"{parent}/{name}" if parent and parent.count("/") < 3 else name
             getattr(self, "_" + operation)(view, files, directories, which, new, size)
-            self.removed[side] |= before - self.visible(side)
+            after = self.visible(side)
+            self.removed[side] |= before - after
+            self.written[side] |= after - before
             self.work += 1
             self.seen["kept"] += link.cut
         except OSError as error:
@@ -279,12 +283,11 @@ class Model(RuleBasedStateMachine):
     def publish(self, side):
         link = self.play.links[side]
         try:
-            visible = self.visible(side)
             self.play.flush(side)
         except (MeshkitError, Refused) as error:
             assert link.cut, error
         else:
-            self.acknowledged |= visible
+            self.acknowledged |= self.written[side]
 
     @precondition(lambda self: self.work > 1 and not any(link.cut for link in self.play.links.values()))
     @rule(side=sides, what=st.sampled_from(("metadata", "store", "both")))
@@ -306,11 +309,14 @@ class Model(RuleBasedStateMachine):
     @rule(side=sides)
     def crash(self, side):
         self.play.crash(side)
-        # A removal that died with it is none.
+        # A removal that died with it is none, and what was not safe yet may have died too.
         try:
-            self.removed[side] -= self.visible(side)
+            visible = self.visible(side)
         except OSError:
             assert self.play.links[side].cut
+            visible = set()
+        self.removed[side] -= visible
+        self.written[side] &= visible
 
     @rule(side=sides)
     def forget(self, side):
@@ -321,6 +327,7 @@ class Model(RuleBasedStateMachine):
     def settle(self, order):
         self.work = 0
         self.play.heal()
+        self.acknowledged |= set().union(*self.written.values())
         tree = self.play.settle(*order)
         gone = set().union(*self.removed.values())
         missing = self.acknowledged - gone - set(tree.values())
