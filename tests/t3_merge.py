@@ -247,6 +247,25 @@ def test_attributes_and_content_of_one_file(play, alice, bob):
     assert dict(seen.xattrs) == {b"user.from": b"alice", b"user.tag": b"bob"}
 
 
+@pytest.mark.parametrize("order", [("alice", "bob"), ("bob", "alice")], ids="-".join)
+def test_the_same_attribute_changed_twice_is_theirs(play, alice, bob, order):
+    start_with(play, file=b"content")
+    alice.mkdir("dir")
+    play.flush("alice")
+    play.devices["bob"].refresh()
+    for name, mode, moment in (("alice", 0o600, 5_000_000_000), ("bob", 0o640, 7_000_000_000)):
+        for path in ("file", "dir"):
+            play.as_(name).setattr(path, mode=mode)
+            play.as_(name).setxattr(path, b"user.who", name.encode())
+            play.as_(name).setattr(path, mtime_ns=moment)
+    play.settle(*order)
+    seen = play.as_("alice").walk()
+    for path in ("file", "dir"):
+        assert seen[path].mode & 0o777 == (0o600 if order[0] == "alice" else 0o640)
+        assert dict(seen[path].xattrs) == {b"user.who": order[0].encode()}
+        assert seen[path].mtime_ns == 7_000_000_000
+
+
 # -- conflicts -------------------------------------------------------------------------------------------
 
 
@@ -354,7 +373,7 @@ def test_both_rename_a_file_to_different_names(play, alice, bob):
     alice.rename("file", "by-alice")
     bob.rename("file", "by-bob")
     tree = play.settle()
-    assert list(tree.values()) == [b"content"]
+    assert tree == {"by-alice": b"content"}
 
 
 def test_both_rename_and_change_a_file(play, alice, bob):
@@ -377,7 +396,7 @@ def test_both_move_a_directory_and_work_in_it(play, alice, bob):
     bob.rename("dir", "to-bob")
     bob.write("to-bob/b", b"b")
     tree = play.settle()
-    assert sorted(data for data in tree.values() if data is not None) == [b"a", b"b", b"content"]
+    assert tree == {"to-alice": None, "to-alice/a": b"a", "to-alice/b": b"b", "to-alice/file": b"content"}
 
 
 def test_directories_moved_into_each_other(play, alice, bob):
