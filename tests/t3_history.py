@@ -497,6 +497,27 @@ def test_missing_blocks_are_named(alice):
     assert alice.view().read("a") == b"now"
 
 
+def test_the_past_can_be_looked_at_when_the_present_is_damaged(alice):
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/a", b"1")
+    alice.flush()
+    kept = set(alice.blocks.rglob("*"))
+    view.write("d/a", b"2")
+    alice.flush()
+    for path in set(alice.blocks.rglob("*")) - kept:
+        if len(path.name) > 40:
+            path.unlink()
+    alice.close()
+    alice.start()
+    with fails(errno.EIO, "block_unavailable"):
+        alice.view().listdir()
+    assert len(labels(alice)) == 3
+    assert past(alice, 2).contents() == {"d": None, "d/a": b"1"}
+    with fails(errno.EIO, "block_unavailable"):
+        past(alice, 3).listdir("")
+
+
 # == what it costs =====================================================================================
 
 
@@ -891,6 +912,38 @@ def test_no_block_is_copied(alice):
     assert alice.view().read("d/3") == pattern(3, 3_000_000)
 
 
+def test_a_file_with_index_blocks_comes_back(alice):
+    view = alice.view()
+    size = (REFS_PER_INDEX + 3) * 65536
+    view.write("film", b"start")
+    view.truncate("film", size)
+    fh = view.open("film", os.O_RDWR)
+    view.pwrite(fh, REFS_PER_INDEX * 65536 + 10, b"in the second segment")
+    alice.flush()
+    blocks = view.attr("film").blocks
+    view.truncate("film", 3)
+    view.pwrite(fh, 1, b"x")
+    restore(alice, "film", "v2")
+    restore(alice, "film", "v2", to="again")
+    alice.close()
+    alice.start()
+    view = alice.view()
+    for name in ("film", "again"):
+        assert (view.attr(name).size, view.attr(name).blocks) == (size, blocks)
+        fh = view.open(name, os.O_RDWR)
+        assert view.pread(fh, REFS_PER_INDEX * 65536, 40)[10:31] == b"in the second segment"
+        view.pwrite(fh, 5, b"ed")
+        view.release(fh)
+    alice.flush()
+    alice.close()
+    alice.start()
+    view = alice.view()
+    for name in ("film", "again"):
+        fh = view.open(name, os.O_RDONLY)
+        assert view.pread(fh, 0, 8) == b"started\0"
+        assert view.pread(fh, REFS_PER_INDEX * 65536, 40)[10:31] == b"in the second segment"
+
+
 def test_a_tree_comes_back_and_what_is_newer_stays(alice):
     story = Story(alice)
     with story as view:
@@ -1107,7 +1160,7 @@ def test_what_is_written_between_planning_and_doing_is_published_first(alice, mo
         await alice.fs.release(opened.fh)
 
     monkeypatch.setattr(_restore._Restore, "plan", planned)
-    restore(alice, "a", "v2")
+    assert restore(alice, "a", "v2")["replaced"] == 4
     assert view.read("a") == pattern(1, 100_000)
     assert [past(alice, n).read("a") for n in (3, 4, 5)] == [b"second", b"unseen", pattern(1, 100_000)]
 

@@ -235,6 +235,7 @@ class _Restore:
                     break
                 # Somebody has written there meanwhile. That is published first, so that it is not lost.
                 await share.flush()
+                self.done.replaced = share.base.version
             else:
                 raise MeshkitError("commit_pending", f"{_text(batch[0].path)!r} is written all the time")
             share.hurry()
