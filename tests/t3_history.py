@@ -1004,6 +1004,31 @@ def test_a_whole_tree_that_is_gone_comes_back_with_its_times(alice):
     assert plain(alice.view().walk()) == story.trees[2]
 
 
+def test_hard_links_then_and_now(alice):
+    story = Story(alice)
+    with story as view:
+        for name in ("apart1", "apart2", "pair1", "pair2", "both1", "symlink1"):
+            view.write(name, name.encode() * 30_000) if name != "symlink1" else view.symlink(name, b"x")
+        view.unlink("pair2")
+        view.link("pair1", "pair2")
+        view.link("both1", "both2")
+        view.link("symlink1", "symlink2")
+    view.unlink("apart2")
+    view.link("apart1", "apart2")  # one file of two names now
+    view.unlink("pair2")  # the other name comes back
+    view.write("both1", b"new")
+    view.unlink("symlink2")
+    restore(alice, "", "v2")
+    assert plain(view.walk()) == story.trees[2]
+    heads = version(alice)
+    view.write("both1", b"newer")
+    restore(alice, "", "v2")
+    assert version(alice) == heads + 2  # what was unsent, and the restore
+    alice.close()
+    alice.start()
+    assert plain(alice.view().walk()) == story.trees[2]
+
+
 def test_missing_parents_are_made(alice):
     view = alice.view()
     view.mkdir("a", 0o750)
@@ -1151,15 +1176,15 @@ def test_what_is_written_between_planning_and_doing_is_published_first(alice, mo
     view.write("a", b"second")
     alice.flush()
     ino = view.attr("a").ino
-    plan = _restore._Restore.plan
+    make = _restore.Plan.make
 
     async def planned(self, path):
-        await plan(self, path)
+        await make(self, path)
         opened = await alice.fs.open(ino, os.O_WRONLY)
         await alice.fs.write(opened.fh, 0, b"unseen")
         await alice.fs.release(opened.fh)
 
-    monkeypatch.setattr(_restore._Restore, "plan", planned)
+    monkeypatch.setattr(_restore.Plan, "make", planned)
     assert restore(alice, "a", "v2")["replaced"] == 4
     assert view.read("a") == pattern(1, 100_000)
     assert [past(alice, n).read("a") for n in (3, 4, 5)] == [b"second", b"unseen", pattern(1, 100_000)]
