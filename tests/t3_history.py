@@ -1254,6 +1254,34 @@ def act(device, view, story, step, seed):
     return view
 
 
+def in_place(device, story, number):
+    """A restore of everything: what was there is as it was, and what was not is as it is."""
+    before, then = device.view().walk(), story.trees[number]
+    try:
+        restore(device, "", f"v{number}")
+    except MeshkitError as error:
+        assert error.code == "path_exists"
+        assert device.view().walk() == before
+        assert any(
+            stat.S_IFMT(before[path].mode) != stat.S_IFMT(then[path][0])
+            for path in then.keys() & before.keys()
+        )
+        return
+    after = device.view().walk()
+    assert after.keys() == before.keys() | then.keys()
+    for path, (mode, _, data, mtime, xattrs) in then.items():
+        now = after[path]
+        assert (now.mode, now.data, now.xattrs) == (mode, data, xattrs), path
+        assert stat.S_ISDIR(mode) or now.mtime_ns == mtime, path
+    for path in before.keys() - then.keys():
+        # Another name of a file that came back has changed with it.
+        if before[path].nlink == 1:
+            assert after[path].data == before[path].data, path
+    for path in before.keys() & after.keys():
+        if before[path].nlink == 1:
+            assert after[path].ino == before[path].ino, path
+
+
 def tell(steps, data):
     place = scratch()
     try:
@@ -1274,6 +1302,7 @@ def tell(steps, data):
                 if path.startswith("restored/")
             }
             assert below == story.trees[number]
+            in_place(device, story, data.draw(st.sampled_from(sorted(story.trees))))
             before = plain(device.view().walk())
             device.close()
             device.start()
