@@ -91,6 +91,7 @@ COMMANDS = dict(leaves(build_parser()))
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
         "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
+        "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share accept-rollback",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",

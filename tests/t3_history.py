@@ -497,6 +497,27 @@ def test_missing_blocks_are_named(alice):
     assert alice.view().read("a") == b"now"
 
 
+def test_the_past_can_be_looked_at_when_the_present_is_damaged(alice):
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/a", b"1")
+    alice.flush()
+    kept = set(alice.blocks.rglob("*"))
+    view.write("d/a", b"2")
+    alice.flush()
+    for path in set(alice.blocks.rglob("*")) - kept:
+        if len(path.name) > 40:
+            path.unlink()
+    alice.close()
+    alice.start()
+    with fails(errno.EIO, "block_unavailable"):
+        alice.view().listdir()
+    assert len(labels(alice)) == 3
+    assert past(alice, 2).contents() == {"d": None, "d/a": b"1"}
+    with fails(errno.EIO, "block_unavailable"):
+        past(alice, 3).listdir("")
+
+
 # == what it costs =====================================================================================
 
 
@@ -891,6 +912,38 @@ def test_no_block_is_copied(alice):
     assert alice.view().read("d/3") == pattern(3, 3_000_000)
 
 
+def test_a_file_with_index_blocks_comes_back(alice):
+    view = alice.view()
+    size = (REFS_PER_INDEX + 3) * 65536
+    view.write("film", b"start")
+    view.truncate("film", size)
+    fh = view.open("film", os.O_RDWR)
+    view.pwrite(fh, REFS_PER_INDEX * 65536 + 10, b"in the second segment")
+    alice.flush()
+    blocks = view.attr("film").blocks
+    view.truncate("film", 3)
+    view.pwrite(fh, 1, b"x")
+    restore(alice, "film", "v2")
+    restore(alice, "film", "v2", to="again")
+    alice.close()
+    alice.start()
+    view = alice.view()
+    for name in ("film", "again"):
+        assert (view.attr(name).size, view.attr(name).blocks) == (size, blocks)
+        fh = view.open(name, os.O_RDWR)
+        assert view.pread(fh, REFS_PER_INDEX * 65536, 40)[10:31] == b"in the second segment"
+        view.pwrite(fh, 5, b"ed")
+        view.release(fh)
+    alice.flush()
+    alice.close()
+    alice.start()
+    view = alice.view()
+    for name in ("film", "again"):
+        fh = view.open(name, os.O_RDONLY)
+        assert view.pread(fh, 0, 8) == b"started\0"
+        assert view.pread(fh, REFS_PER_INDEX * 65536, 40)[10:31] == b"in the second segment"
+
+
 def test_a_tree_comes_back_and_what_is_newer_stays(alice):
     story = Story(alice)
     with story as view:
@@ -946,6 +999,31 @@ def test_a_whole_tree_that_is_gone_comes_back_with_its_times(alice):
     done = restore(alice, "a", "v2")
     assert (done["files"], done["directories"]) == (100, 2)
     assert plain(view.walk()) == story.trees[2]
+    alice.close()
+    alice.start()
+    assert plain(alice.view().walk()) == story.trees[2]
+
+
+def test_hard_links_then_and_now(alice):
+    story = Story(alice)
+    with story as view:
+        for name in ("apart1", "apart2", "pair1", "pair2", "both1", "symlink1"):
+            view.write(name, name.encode() * 30_000) if name != "symlink1" else view.symlink(name, b"x")
+        view.unlink("pair2")
+        view.link("pair1", "pair2")
+        view.link("both1", "both2")
+        view.link("symlink1", "symlink2")
+    view.unlink("apart2")
+    view.link("apart1", "apart2")  # one file of two names now
+    view.unlink("pair2")  # the other name comes back
+    view.write("both1", b"new")
+    view.unlink("symlink2")
+    restore(alice, "", "v2")
+    assert plain(view.walk()) == story.trees[2]
+    heads = version(alice)
+    view.write("both1", b"newer")
+    restore(alice, "", "v2")
+    assert version(alice) == heads + 2  # what was unsent, and the restore
     alice.close()
     alice.start()
     assert plain(alice.view().walk()) == story.trees[2]
@@ -1098,16 +1176,16 @@ def test_what_is_written_between_planning_and_doing_is_published_first(alice, mo
     view.write("a", b"second")
     alice.flush()
     ino = view.attr("a").ino
-    plan = _restore._Restore.plan
+    make = _restore.Plan.make
 
     async def planned(self, path):
-        await plan(self, path)
+        await make(self, path)
         opened = await alice.fs.open(ino, os.O_WRONLY)
         await alice.fs.write(opened.fh, 0, b"unseen")
         await alice.fs.release(opened.fh)
 
-    monkeypatch.setattr(_restore._Restore, "plan", planned)
-    restore(alice, "a", "v2")
+    monkeypatch.setattr(_restore.Plan, "make", planned)
+    assert restore(alice, "a", "v2")["replaced"] == 4
     assert view.read("a") == pattern(1, 100_000)
     assert [past(alice, n).read("a") for n in (3, 4, 5)] == [b"second", b"unseen", pattern(1, 100_000)]
 
@@ -1176,6 +1254,34 @@ def act(device, view, story, step, seed):
     return view
 
 
+def in_place(device, story, number):
+    """A restore of everything: what was there is as it was, and what was not is as it is."""
+    before, then = device.view().walk(), story.trees[number]
+    try:
+        restore(device, "", f"v{number}")
+    except MeshkitError as error:
+        assert error.code == "path_exists"
+        assert device.view().walk() == before
+        assert any(
+            stat.S_IFMT(before[path].mode) != stat.S_IFMT(then[path][0])
+            for path in then.keys() & before.keys()
+        )
+        return
+    after = device.view().walk()
+    assert after.keys() == before.keys() | then.keys()
+    for path, (mode, _, data, mtime, xattrs) in then.items():
+        now = after[path]
+        assert (now.mode, now.data, now.xattrs) == (mode, data, xattrs), path
+        assert stat.S_ISDIR(mode) or now.mtime_ns == mtime, path
+    for path in before.keys() - then.keys():
+        # Another name of a file that came back has changed with it.
+        if before[path].nlink == 1:
+            assert after[path].data == before[path].data, path
+    for path in before.keys() & after.keys():
+        if before[path].nlink == 1:
+            assert after[path].ino == before[path].ino, path
+
+
 def tell(steps, data):
     place = scratch()
     try:
@@ -1196,6 +1302,7 @@ def tell(steps, data):
                 if path.startswith("restored/")
             }
             assert below == story.trees[number]
+            in_place(device, story, data.draw(st.sampled_from(sorted(story.trees))))
             before = plain(device.view().walk())
             device.close()
             device.start()

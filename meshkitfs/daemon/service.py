@@ -31,7 +31,7 @@ from meshkitfs.gate import Trace
 from meshkitfs.identity import create_identity, publish, report, save_identity, standing, to_text
 from meshkitfs.metadata import EmbeddedMetadata
 from meshkitfs.providers import open_provider, parse_provider
-from meshkitfs.shares import DirNode, Node, Share, Terms, reencrypt
+from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, reencrypt
 from meshkitfs.state import State
 
 __all__ = ["Service", "initialize"]
@@ -303,7 +303,9 @@ class Service:
         try:
             await session.gate.open(share.row, "read", trace)
             # A share that was refused takes its grant back up here, as the next open would.
-            node = await self._walk(share, inside)
+            # The past is open to whoever may open the share.
+            past = os.fsencode(inside).partition(b"/")[0] == SNAPSHOTS
+            node = await self._walk(share, "" if past else inside)
             failure = self.fault_of(node) or share.stuck
         except MeshkitError as error:
             failure = error

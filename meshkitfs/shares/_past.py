@@ -94,13 +94,13 @@ class PastShare:
 
     def live(self, right: str) -> Grant | None:
         """As `Share.live`; there is no right to write."""
-        return None if right == "write" or self.tree is None else self.share.live(right)
+        return None if right == "write" or self.tree is None else self.share.past.live(right)
 
     async def use(self, right: str, *, current: bool = False) -> Grant:
         """As `Share.use`, with the tree of this version loaded. Raises also ``version_not_granted``."""
         if right == "write":
             raise posix(errno.EROFS)
-        grant = await self.share.use(right, current=current)
+        grant = await self.share.past.use(right, current=current)
         if self.tree is None:
             async with self._loading:
                 if self.tree is None:
@@ -152,6 +152,22 @@ class Past:
 
     def __len__(self) -> int:
         return len(self._views)
+
+    def live(self, right: str) -> Grant | None:
+        """As `Share.live`, but the newest version need not be in memory."""
+        grant = self._share.grant
+        return grant if grant is not None and grant.alive and right in grant.rights else None
+
+    async def use(self, right: str, *, current: bool) -> Grant:
+        """As `Share.use`, also if the newest version cannot be read: that is when the past is wanted most."""
+        try:
+            return await self._share.use(right, current=current)
+        except MeshkitError:
+            grant = self._share.grant
+            if grant is None:
+                raise  # refused
+            grant.require(right)
+            return grant
 
     def view(self, version: Version) -> PastShare:
         """Return the view of a version; its tree is loaded when it is first used."""

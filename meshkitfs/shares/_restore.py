@@ -8,22 +8,21 @@ published before, so that it stays in the history.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meshkitfs.core.blocks import Where
-from meshkitfs.core.entries import DIR, FILE, HARDLINK, SYMLINK, Entry
-from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
+from meshkitfs.core.entries import DIR, FILE, SYMLINK, Entry
+from meshkitfs.core.manifest import FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
 from meshkitfs.shares._events import NameChanged, NodeChanged
 from meshkitfs.shares._history import Version
-from meshkitfs.shares._lookback import Lookback, open_directory
-from meshkitfs.shares._nodes import Child, DirNode, FileNode, Node, SymlinkNode
+from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._past import SNAPSHOTS
+from meshkitfs.shares._restore_plan import Item, Path, Plan, Twins, reach, text_of
 from meshkitfs.shares._tree import Tree, check_name, in_parallel
-from meshkitfs.shares._versions import Directory, Library
 
 if TYPE_CHECKING:
     from meshkitfs.shares._share import Share
@@ -34,8 +33,6 @@ __all__ = ["Restored", "restore"]
 BATCH: Final = 32
 # How often a file that is written at this very moment is tried again.
 _TRIES: Final = 20
-
-Path = tuple[bytes, ...]
 
 
 @dataclass(slots=True)
@@ -50,16 +47,6 @@ class Restored:
     symlinks: int = 0
     same: int = 0
     replaced: int = 0
-
-
-@dataclass(slots=True)
-class _Item:
-    """One object to bring back to ``path``; ``linked`` if it had several names."""
-
-    path: Path
-    entry: Entry
-    linked: bool
-    manifest: FileManifest | None = field(default=None, repr=False)
 
 
 async def restore(
@@ -82,128 +69,35 @@ async def restore(
     await share.use("write", current=True)
     # What this replaces is to be found in the history.
     await share.flush()
-    work = _Restore(share, version, target, fresh=to is not None)
-    work.done.replaced = share.base.version
+    replaced, twins = share.base.version, Twins()
     try:
-        await work.plan(path)
+        plan = Plan(share, version, target, fresh=to is not None, twins=twins)
+        await plan.make(path)
+        work = _Restore(share, plan, to, twins)
+        work.done.replaced = replaced
         await work.carry_out(progress)
     finally:
-        work.let_go()
+        twins.let_go(share.tree)
     await share.flush()
     return work.done
 
 
 class _Restore:
-    def __init__(self, share: Share, version: Version, target: Path, *, fresh: bool) -> None:
+    """Carries out a plan."""
+
+    def __init__(self, share: Share, plan: Plan, taken: Path | None, twins: Twins) -> None:
         self._share = share
-        self._version = version
-        self._target = target
-        # The target must be free.
-        self._fresh = fresh
-        self._above: list[Entry] = []
-        self._items: list[_Item] = []
-        self._made: list[_Item] = []
-        # Objects with several names that were brought back under one of them already.
-        self._linked: dict[bytes, Node] = {}
-        self.done = Restored()
+        self._plan = plan
+        # A place that must be free.
+        self._taken = taken
+        self._twins = twins
+        # Directories that were made.
+        self._made: list[Item] = []
+        # Nodes that were there and are as they were again, perhaps by another of their names.
+        self._brought: set[int] = set()
+        self.done = Restored(same=plan.same)
 
-    # -- reading -------------------------------------------------------------------------------------
-
-    async def plan(self, path: Path) -> None:
-        """Find out what has to be done. Raises if the past does not fit the present; changes nothing."""
-        share = self._share
-        grant = await share.use("write")
-        tree = share.tree
-        assert tree is not None  # `use` loads it
-        root = await open_directory(share, grant, self._version)
-        found = await Lookback(tree, grant).find(root, path)
-        if found is None:
-            raise MeshkitError("path_not_found", f"{_text(path)!r} in version {self._version.number}")
-        self._above = [] if self._fresh else list(found.above)
-        library = Library(tree, grant)
-        linked = found.name.kind == HARDLINK
-        waiting: list[tuple[_Item, Child | None, DirNode | None]] = [
-            (_Item(self._target, found.entry, linked), await self._target_now(tree, grant), None)
-        ]
-        while waiting:
-            item, there, parent = waiting.pop()
-            if not self._wanted(tree, item, there):
-                continue
-            self._items.append(item)
-            if item.entry.kind != DIR:
-                continue
-            old = await (library.directory(item.entry) if item.entry.name else library.root(root))
-            if isinstance(there, Entry) and parent is not None:
-                there = _child(tree, parent, item.path[-1])
-            below = there if isinstance(there, DirNode) else None
-            if below is not None:
-                await tree.load(await share.use("write"), below)
-            for entry in old.entries():
-                linked = entry.kind == HARDLINK
-                meant = await self._object(library, root, entry) if linked else entry
-                place = (*item.path, entry.name)
-                held = None if below is None else (below.children or {}).get(entry.name)
-                if below is not None and held is not None and held.kind == HARDLINK:
-                    held = _child(tree, below, entry.name)
-                if place != (SNAPSHOTS,):
-                    waiting.append((_Item(place, meant, linked), held, below))
-
-    async def _target_now(self, tree: Tree, grant: Grant) -> Node | None:
-        """Return what is at the target now, None if nothing is. Raises ``path_exists`` if it is no use."""
-        for depth in range(len(self._target)):
-            above = await _reach(tree, grant, self._target[:depth])
-            if above is None:
-                return None
-            if not isinstance(above, DirNode):
-                raise MeshkitError("path_exists", f"{_text(self._target[:depth])!r} is no directory now")
-        node = await _reach(tree, grant, self._target)
-        if self._fresh and node is not None:
-            raise MeshkitError("path_exists", _text(self._target))
-        return node
-
-    async def _object(self, library: Library, root: DirManifest, name: Entry) -> Entry:
-        table: Directory | None = await library.links(root)
-        found = None if table is None else table.listing().get(name.oid.hex().encode())
-        if found is None:
-            raise MeshkitError("invalid_envelope", "a hard link names an object that is not there")
-        return found
-
-    def _wanted(self, tree: Tree, item: _Item, there: Child | None) -> bool:
-        """Return whether ``item`` differs from what is ``there``. Raises ``path_exists`` for another kind."""
-        if there is None:
-            return True
-        if there.kind != item.entry.kind:
-            raise MeshkitError(
-                "path_exists",
-                f"{_text(item.path)!r} is a {_KINDS[there.kind]} now, and was a {_KINDS[item.entry.kind]}",
-            )
-        entry = there.entry if isinstance(there, Node) else there
-        # Of a directory in memory, also what is in it may have changed.
-        dirty = isinstance(there, Node) and (tree.dirty if there.kind == DIR else there.dirty)
-        if entry is None or dirty or not _alike(entry, item.entry):
-            return True
-        if there.kind != DIR:
-            self.done.same += 1
-            if item.linked and isinstance(there, Node):
-                self._hold(item, there)
-        return False
-
-    def _hold(self, item: _Item, node: Node) -> None:
-        """Keep the node of an object with several names, for the other names that are brought back."""
-        if item.linked and item.entry.oid not in self._linked:
-            node.opens += 1
-            self._linked[item.entry.oid] = node
-
-    def let_go(self) -> None:
-        """Let go of what was held until all was done."""
-        tree = self._share.tree
-        for node in self._linked.values():
-            node.opens -= 1
-            if tree is not None and tree.nodes.get(node.ino) is node:
-                tree.evict(node)
-        self._linked.clear()
-
-    async def _read_contents(self, grant: Grant, items: Sequence[_Item]) -> None:
+    async def _read_contents(self, grant: Grant, items: Sequence[Item]) -> None:
         tree = self._share.tree
         assert tree is not None
         files = [item for item in items if item.entry.kind == FILE and item.manifest is None]
@@ -219,13 +113,11 @@ class _Restore:
 
         await in_parallel(read, len(files))
 
-    # -- changing ------------------------------------------------------------------------------------
-
     async def carry_out(self, progress: Callable[[int, int], None]) -> None:
         """Bring everything back, a batch at a time, directories before what is in them."""
-        share, total = self._share, len(self._items)
+        share, total = self._share, len(self._plan.items)
         for at in range(0, total, BATCH):
-            batch = self._items[at : at + BATCH]
+            batch = self._plan.items[at : at + BATCH]
             progress(at, total)
             for _ in range(_TRIES):
                 grant = await share.use("write")
@@ -235,13 +127,14 @@ class _Restore:
                     break
                 # Somebody has written there meanwhile. That is published first, so that it is not lost.
                 await share.flush()
+                self.done.replaced = share.base.version
             else:
-                raise MeshkitError("commit_pending", f"{_text(batch[0].path)!r} is written all the time")
+                raise MeshkitError("commit_pending", f"{text_of(batch[0].path)!r} is written all the time")
             share.hurry()
         progress(total, total)
         await self._date_directories()
 
-    async def _change(self, grant: Grant, batch: Sequence[_Item]) -> list[_Item]:
+    async def _change(self, grant: Grant, batch: Sequence[Item]) -> list[Item]:
         """Bring a batch back in one change of the tree. Returns those that have to wait for a commit."""
         later = []
         async with self._share.changing() as tree:
@@ -254,7 +147,7 @@ class _Restore:
                 item.manifest = None
         return later
 
-    async def _bring(self, tree: Tree, grant: Grant, item: _Item) -> bool:
+    async def _bring(self, tree: Tree, grant: Grant, item: Item) -> bool:
         if not item.path:
             assert isinstance(tree.root, DirNode)
             self._attributes(tree, tree.root, item.entry)
@@ -266,16 +159,26 @@ class _Restore:
             self._make(tree, parent, name, item)
             return True
         node = tree.node_of(parent, name)
-        if node.kind != item.entry.kind or (self._fresh and item.path == self._target):
-            raise MeshkitError("path_exists", f"{_text(item.path)!r} was made meanwhile")
-        if isinstance(node, FileNode):
-            return await self._replace(tree, node, item)
-        if node.dirty and not isinstance(node, DirNode):
+        if node.kind != item.entry.kind or item.path == self._taken:
+            raise MeshkitError("path_exists", f"{text_of(item.path)!r} was made meanwhile")
+        if isinstance(node, DirNode):
+            self._attributes(tree, node, item.entry)
+            return True
+        if node.nlink > 1 and node.oid != item.entry.oid:
+            # This name was of another object then; the other names of this one are not to change with it.
+            tree.remove(parent, name, directory=False)
+            self._make(tree, parent, name, item)
+            return True
+        if node.ino in self._brought:
+            return True
+        if node.dirty or (isinstance(node, FileNode) and not await self._replace(tree, node, item)):
             return False
         if isinstance(node, SymlinkNode):
             node.target = (item.entry.extra or {})["target"]
+            self._attributes(tree, node, item.entry)
             self.done.symlinks += 1
-        self._attributes(tree, node, item.entry)
+        self._brought.add(node.ino)
+        self._twins.hold(item, node)
         return True
 
     async def _parent(self, tree: Tree, grant: Grant, path: Path) -> DirNode:
@@ -287,14 +190,14 @@ class _Restore:
             if name in (node.children or ()):
                 child = tree.node_of(node, name)
             else:
-                old = self._above[depth] if depth < len(self._above) else None
+                old = self._plan.above[depth] if depth < len(self._plan.above) else None
                 child = tree.new_directory(0o755 if old is None else old.mode)
                 self._put(tree, node, name, child)
                 if old is not None:
                     child.xattrs = dict((old.extra or {}).get("x", ()))
                 self.done.directories += 1
             if not isinstance(child, DirNode):
-                raise MeshkitError("path_exists", f"{_text(path[: depth + 1])!r} is no directory now")
+                raise MeshkitError("path_exists", f"{text_of(path[: depth + 1])!r} is no directory now")
             node = child
         assert isinstance(node, DirNode)
         await tree.load(grant, node)
@@ -306,10 +209,10 @@ class _Restore:
         emit(NameChanged(parent.ino, name, 0))
         emit(NodeChanged(parent.ino, False))
 
-    def _make(self, tree: Tree, parent: DirNode, name: bytes, item: _Item) -> None:
+    def _make(self, tree: Tree, parent: DirNode, name: bytes, item: Item) -> None:
         entry = item.entry
-        twin = self._linked.get(entry.oid) if item.linked else None
-        if twin is not None and tree.nodes.get(twin.ino) is twin and tree.is_named(twin):
+        twin = self._twins.of(tree, item)
+        if twin is not None:
             tree.link(twin, parent, name)
             self._share.services.emit(NameChanged(parent.ino, name, 0))
             self._share.services.emit(NodeChanged(twin.ino, False))
@@ -331,7 +234,7 @@ class _Restore:
             self.done.files += 1
         self._put(tree, parent, name, node)
         self._attributes(tree, node, entry)
-        self._hold(item, node)
+        self._twins.hold(item, node)
 
     @staticmethod
     def _content(tree: Tree, node: FileNode, manifest: FileManifest, entry: Entry) -> FileContent:
@@ -341,13 +244,12 @@ class _Restore:
         content.fork(manifest.lineage or entry.oid)
         return content
 
-    async def _replace(self, tree: Tree, node: FileNode, item: _Item) -> bool:
+    async def _replace(self, tree: Tree, node: FileNode, item: Item) -> bool:
         """Give a file its old content, under the same inode. False if it has changes of no version yet."""
         entry, manifest = item.entry, item.manifest
         assert manifest is not None  # read before
-        if node.dirty:
-            return False
-        if node.entry is None or node.entry.ref != entry.ref:
+        changed = node.entry is None or node.entry.ref != entry.ref
+        if changed:
             old_size = node.size
             if node.content is None:
                 node.content = self._content(tree, node, manifest, entry)
@@ -355,15 +257,14 @@ class _Restore:
                 content = node.content
                 # Whoever writes waits for this, and then writes into the old content that came back.
                 async with content.lock:
-                    if node.dirty or content.changed:
+                    if node.dirty or content.changed or not tree.is_named(node):
                         return False
                     used = (entry.extra or {}).get("used", entry.size)
                     content.become(manifest, used, manifest.lineage or entry.oid)
             node.past_sizes.add(old_size)
             node.kernel_current = False
-        self._attributes(tree, node, entry, content=True)
+        self._attributes(tree, node, entry, content=changed)
         self.done.files += 1
-        self._hold(item, node)
         return True
 
     def _attributes(self, tree: Tree, node: Node, entry: Entry, *, content: bool = False) -> None:
@@ -383,39 +284,7 @@ class _Restore:
             async with self._share.changing() as tree:
                 grant.check()
                 for item in self._made[at : at + BATCH]:
-                    node = await _reach(tree, grant, item.path)
+                    node = await reach(tree, grant, item.path)
                     if isinstance(node, DirNode):
                         node.mtime_ns = node.atime_ns = item.entry.mtime_ns
                         tree.mark(node)
-
-
-_KINDS: Final = {DIR: "directory", FILE: "file", SYMLINK: "symbolic link", HARDLINK: "file"}
-
-
-def _alike(there: Entry, entry: Entry) -> bool:
-    """Return whether two entries are of the same content and the same attributes."""
-    extra, other = there.extra or {}, entry.extra or {}
-    dated = there.mtime_ns == entry.mtime_ns or there.kind == DIR
-    return dated and (there.ref, there.mode, extra.get("x"), extra.get("target")) == (
-        entry.ref, entry.mode, other.get("x"), other.get("target"),
-    )  # fmt: skip
-
-
-def _child(tree: Tree, parent: DirNode, name: bytes) -> Node | None:
-    """Return the node of a name in a loaded directory, None if there is none."""
-    return tree.node_of(parent, name) if name in (parent.children or ()) else None
-
-
-async def _reach(tree: Tree, grant: Grant, path: Path) -> Node | None:
-    """Return the node at ``path``, None if there is none."""
-    node: Node | None = tree.root
-    for name in path:
-        if not isinstance(node, DirNode):
-            return None
-        await tree.load(grant, node)
-        node = _child(tree, node, name)
-    return node
-
-
-def _text(path: Path) -> str:
-    return b"/".join(path).decode(errors="surrogateescape")

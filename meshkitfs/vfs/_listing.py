@@ -86,7 +86,7 @@ class Listing(Finder):
     ) -> Iterator[tuple[bytes, Attr, int]]:
         share = self._snapshots.share_of(handle.ino)
         assert share is not None  # it is never forgotten
-        if share.live("list") is None:
+        if share.past.live("list") is None:
             raise share.refusal or MeshkitError("freshness_unproven", share.name)
         above = attr_of_share(share) if share.tree_root is None else attr_of(share, share.tree_root)
         yield from _dots(start, self._snapshots.attr(handle.ino), above)

@@ -34,11 +34,13 @@ def has_snapshots(share: AnyShare | None, ino: int) -> bool:
 class _Alias:
     """A short name that the kernel was told of."""
 
-    __slots__ = ("lookups", "name", "share")
+    __slots__ = ("lookups", "name", "share", "size")
 
     def __init__(self, share: Share, name: bytes) -> None:
         self.share = share
         self.name = name
+        # How long what it leads to was when it was looked up.
+        self.size = 0
         self.lookups = 0
 
 
@@ -66,8 +68,7 @@ class Snapshots:
         alias = self._aliases.get(ino)
         if alias is not None:
             now = alias.share.row.created * _NS
-            size = len(alias.share.history.versions[-1].label) if alias.share.history.versions else 0
-            return Attr(ino, stat.S_IFLNK | 0o777, 1, size, 0, now, now, now, 0.0, 0.0)
+            return Attr(ino, stat.S_IFLNK | 0o777, 1, alias.size, 0, now, now, now, 0.0, 0.0)
         share = self._shares[ino]
         versions = share.history.versions
         when = (versions[-1].time if versions else share.row.created) * _NS
@@ -77,31 +78,27 @@ class Snapshots:
     @staticmethod
     async def versions(share: Share) -> list[Version]:
         """Return the versions that are kept now, oldest first."""
-        grant = await share.use("list", current=True)
+        grant = await share.past.use("list", current=True)
         await share.history.refresh(grant)
         return share.history.kept
 
     async def lookup(self, ino: int, name: bytes) -> PastShare | Attr | None:
         """Return what a name in ``.snapshots`` means: a version, or (its attributes) a link to one."""
         share = self._shares[ino]
-        kept = await self.versions(share)
-        for version in kept:
-            if version.label.encode() == name:
-                return share.past.view(version)
-        target = self._meant(share, name)
-        if target is None:
-            return None
+        await self.versions(share)
+        version = self._meant(share, name)
+        if version is None or version.label.encode() == name:
+            return None if version is None else share.past.view(version)
         number = numbered(share.row.ref, SNAPSHOTS + b"/" + name)
         alias = self._aliases.setdefault(number, _Alias(share, name))
         alias.lookups += 1
-        attr = self.attr(number)
-        attr.size = len(target)
-        return attr
+        alias.size = len(version.label)
+        return self.attr(number)
 
     @staticmethod
-    def _meant(share: Share, name: bytes) -> bytes | None:
+    def _meant(share: Share, name: bytes) -> Version | None:
         try:
-            return share.history.at(os.fsdecode(name), int(share.services.wall())).label.encode()
+            return share.history.at(os.fsdecode(name), int(share.services.wall()))
         except MeshkitError:
             return None
 
@@ -111,7 +108,8 @@ class Snapshots:
         if alias is None:
             return None
         await self.versions(alias.share)
-        return self._meant(alias.share, alias.name)
+        version = self._meant(alias.share, alias.name)
+        return None if version is None else version.label.encode()
 
     def forget(self, ino: int, count: int) -> None:
         alias = self._aliases.get(ino)
