@@ -208,7 +208,7 @@ class _Verification:
 
     async def _locate(self, roots: list[Piece]) -> None:
         """Find all paths and versions that need what is broken, from the blocks up to the roots."""
-        # By digest: what names it, and whether that is a manifest. Only when something is broken, for its size.
+        # By digest: what names it, and whether that is a manifest. It is large; a whole share needs none.
         parents: _Parents = {}
 
         def note_parent(parent: Piece, piece: Piece) -> None:
