@@ -156,6 +156,7 @@ def record_vectors():
         1, NOW, NOW + 604800, (service.public,),
     ).sign(owner)  # fmt: skip
     timestamp = records.Timestamp(SHARE, cose.record_hash(roster), NOW, NOW + 300).sign(service)
+    retention = records.Retention(SHARE, 2, (1, 3, NOW, 4, 4, NOW + 9, 7, 1000, NOW), NOW + 9).sign(owner)
     identity0 = first_record("alice", owner, encryption.public, NOW, 1000)
     successor = IdentityRecord(
         "alice", new_root.public, new_root.public, encryption.public, 0, b"", NOW + 5, NOW + 999, NOW + 5
@@ -182,6 +183,7 @@ def record_vectors():
                 ("timestamp", "mk/ts@1", service, timestamp),
                 ("identity", "mk/id@1", owner, identity0),
                 ("rotated identity", "mk/id@1", new_root, identity1),
+                ("retention", "mk/retention@1", owner, retention),
             )
         ],
     }  # fmt: skip

@@ -381,6 +381,24 @@ def verify(record, typ, publics):
     return value
 
 
+def given_up(record, owner_pub):
+    """Return the versions that a retention record gives up: [(first, last, time), ...]."""
+    payload = verify(record, "mk/retention@1", [owner_pub])
+    need(set(payload) == {"t", "share", "seq", "pruned", "iat"}, "retention")
+    need(
+        blob(payload["share"], 16) and uint(payload["seq"], 1) and uint(payload["iat"], 0, 2**40 - 1),
+        "retention",
+    )
+    flat = payload["pruned"]
+    need(type(flat) is list and len(flat) % 3 == 0 and len(flat) <= 30_000, "ranges")
+    end, found = 0, []
+    for first, last, when in zip(*[iter(flat)] * 3, strict=True):
+        need(uint(first, end + 1) and uint(last, first) and uint(when, 0, 2**40 - 1), "range")
+        found.append((first, last, when))
+        end = last
+    return found
+
+
 def open_capsule(seed, record, owner_pub):
     """Return (header, key) of a capsule, given the recipient's 32-byte X-Wing seed."""
     payload = verify(record, "mk/cap@1", [owner_pub])

@@ -1,4 +1,4 @@
-"""Heads, rosters, timestamps, capsules, identity records and letters."""
+"""Heads, rosters, timestamps, retention records, capsules, identity records and letters."""
 
 import dataclasses
 
@@ -13,7 +13,16 @@ from meshkitfs.core.blocks import frame
 from meshkitfs.core.capsule import WRAP_SIZE, capsule_info
 from meshkitfs.core.identity_record import Endorsement, IdentityRecord, first_record, rotate, valid_handle
 from meshkitfs.core.keys import EncryptionKey, SigningKey, key_commit, kid_of
-from meshkitfs.core.records import Capsule, Head, Letter, Roster, Timestamp, make_capsule, verify_chain
+from meshkitfs.core.records import (
+    Capsule,
+    Head,
+    Letter,
+    Retention,
+    Roster,
+    Timestamp,
+    make_capsule,
+    verify_chain,
+)
 
 ALICE, BOB, EVE = (SigningKey.from_seed(bytes((n,)) * 32) for n in (1, 2, 3))
 BOB_ENC, EVE_ENC, ALICE_ENC = (EncryptionKey.from_seed(bytes((n,)) * 32) for n in (4, 5, 6))
@@ -24,7 +33,8 @@ POINT = ALICE.public
 HEAD = Head(SHARE, OID, 1, 2, b"p" * 32, b"r" * 32, NOW)
 ROSTER = Roster(SHARE, OID, 3, 1, (b"c" * 32,), (ALICE.public, BOB.public), 1, NOW, NOW + 9, (EVE.public,))
 STAMP = Timestamp(SHARE, b"h" * 32, NOW, NOW + 300)
-RECORDS = {"head": HEAD, "roster": ROSTER, "timestamp": STAMP}
+RETENTION = Retention(SHARE, 2, (1, 3, NOW, 4, 4, NOW + 5, 9, 20, NOW), NOW + 5)
+RECORDS = {"head": HEAD, "roster": ROSTER, "timestamp": STAMP, "retention": RETENTION}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -73,6 +83,16 @@ BAD_FIELDS = [
     ("roster", {"timestamp_keys": POINT}), ("roster", {"iat": "0"}), ("roster", {"exp": 1.5}),
     ("timestamp", {"share": b""}), ("timestamp", {"roster": b""}), ("timestamp", {"roster": b"h" * 16}),
     ("timestamp", {"exp": NOW}), ("timestamp", {"iat": -5}), ("timestamp", {"exp": None}),
+    ("retention", {"share": b""}), ("retention", {"seq": 0}), ("retention", {"iat": -1}),
+    ("retention", {"pruned": None}), ("retention", {"pruned": [1, 2]}), ("retention", {"pruned": [[1, 2, NOW]]}),
+    ("retention", {"pruned": [0, 2, NOW]}), ("retention", {"pruned": [3, 2, NOW]}),  # empty
+    ("retention", {"pruned": [-1, 2, NOW]}), ("retention", {"pruned": [1, 2, -1]}),
+    ("retention", {"pruned": [1, 2, 2**41]}), ("retention", {"pruned": [1, 2**53, NOW]}),
+    ("retention", {"pruned": [1, 3, NOW, 3, 5, NOW]}),  # overlap
+    ("retention", {"pruned": [4, 5, NOW, 1, 2, NOW]}),  # order
+    ("retention", {"pruned": [1, 1, NOW, 1, 1, NOW]}), ("retention", {"pruned": [True, 2, NOW]}),
+    ("retention", {"pruned": [1.0, 2, NOW]}), ("retention", {"pruned": ["1", 2, NOW]}),
+    ("retention", {"pruned": [n for i in range(1, 10_002) for n in (i, i, NOW)]}),
 ]  # fmt: skip
 
 
@@ -102,6 +122,21 @@ def test_missing_and_unknown_fields_are_refused(name):
             type(record).parse(signed_payload(record, **{field: ...}), TRUST)
     with refuses("invalid_record", "fields"):
         type(record).parse(signed_payload(record, more=1), TRUST)
+
+
+def test_both_readers_agree_on_what_was_given_up():
+    full = [n for i in range(1, 10_001) for n in (2 * i, 2 * i, NOW)]
+    for flat in ([], [1, 1, 0], [1, 3, NOW, 4, 4, NOW + 5], full):
+        record = dataclasses.replace(RETENTION, pruned=tuple(flat))
+        blob = record.sign(ALICE)
+        ranges = Retention.parse(blob, TRUST).ranges()
+        assert ranges == second_reader.given_up(blob, ALICE.public)
+        assert [n for part in ranges for n in part] == flat
+    for name, changes in BAD_FIELDS:
+        blob = signed_payload(RETENTION, **changes) if name == "retention" else None
+        if blob is not None:
+            with pytest.raises(second_reader.FormatError):
+                second_reader.given_up(blob, ALICE.public)
 
 
 def test_the_first_head_has_no_predecessor():

@@ -58,7 +58,10 @@ def test_the_document_says_what_the_code_does():
     hello = vectors("blocks.json")["messages"][0]
     for value in (hello["context"], hello["sealed"], hello["cid"], blocks.MAGIC.hex(), letter.MAGIC.hex()):
         assert value in joined
+    retention = next(v["blob"] for v in vectors("records.json")["records"] if v["name"] == "retention")
+    assert retention[-228:-132] in joined  # the end of its payload
     types = [record.TYPE for record in (records.Head, records.Roster, records.Timestamp, records.Capsule)]
+    types += [records.Retention.TYPE]
     types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE]
     for label in (
         *types,
@@ -75,7 +78,8 @@ def test_the_document_says_what_the_code_does():
     limits = (blocks.MAX_SEALED, *blocks.BLOCK_SIZES, blocks.INLINE_MAX, cbor.MAX_RECORD, letter.LETTER_MAX)
     for limit in (*limits, entries.XATTR_TOTAL_MAX):
         assert f"{limit:,}" in text, limit
-    for record in (records.Head, records.Roster, records.Timestamp, records.IdentityRecord, Endorsement):
+    signed = (records.Head, records.Roster, records.Timestamp, records.Retention, records.IdentityRecord)
+    for record in (*signed, Endorsement):
         for field in record.FIELDS:
             assert f"`{field}`" in text, field
 
@@ -108,6 +112,7 @@ def test_published_records_verify():
         "mk/roster@1": records.Roster,
         "mk/ts@1": records.Timestamp,
         "mk/id@1": records.IdentityRecord,
+        "mk/retention@1": records.Retention,
     }
     chain = []
     for vector in vectors("records.json")["records"]:
@@ -117,6 +122,8 @@ def test_published_records_verify():
         assert second_reader.verify(blob, vector["type"], [signer]) == cose.peek1(blob, vector["type"])
         if vector["type"] == "mk/id@1":
             chain.append(blob)
+        if vector["type"] == "mk/retention@1":
+            assert second_reader.given_up(blob, signer) == record.ranges() != []
     assert records.verify_chain(chain).seq == 1
 
 

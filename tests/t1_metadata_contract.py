@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import apsw
 import evil
@@ -24,7 +25,16 @@ import trio
 import trio.testing
 
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
-from meshkitfs.core.records import Head, IdentityRecord, Roster, Timestamp, make_capsule, record_hash, rotate
+from meshkitfs.core.records import (
+    Head,
+    IdentityRecord,
+    Retention,
+    Roster,
+    Timestamp,
+    make_capsule,
+    record_hash,
+    rotate,
+)
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import EmbeddedMetadata, Metadata, Publication, ShareState
 from meshkitfs.metadata import _database as database
@@ -84,6 +94,11 @@ class Share:
             root=os.urandom(32),
             ts=NOW,
         )
+        return replace(record, **changes).sign(signer or self.owner)
+
+    def retention(self, *ranges: tuple[int, int], signer: SigningKey | None = None, **changes) -> bytes:
+        flat = tuple(number for first, last in ranges for number in (first, last, NOW))
+        record = Retention(share=self.share, seq=1, pruned=flat, iat=NOW)
         return replace(record, **changes).sign(signer or self.owner)
 
     def capsule(self, to: EncryptionKey, owner: SigningKey | None = None, **changes) -> bytes:
@@ -308,6 +323,78 @@ def test_a_share_cannot_be_taken_over_by_a_new_first_roster(home, share):
     refused("head_conflict", home, replace(share.publication(roster=roster), expect_roster=0), share)
     roster = share.roster(eve, writers=(eve.public,))
     refused("invalid_record", home, share.publication(roster=roster), share)
+
+
+@pytest.fixture
+def old_share(home, share) -> Share:
+    """A share with 20 versions."""
+    for _ in range(19):
+        share.publish(home, head=share.head())
+    assert share.ver == 20
+    return share
+
+
+def not_retained(code, home, share, blob):
+    before = run(home.retention, share.share)
+    fails(code, home.retain, share.share, blob)
+    assert run(home.retention, share.share) == before
+
+
+def test_retention_is_replaced_by_the_next(home, old_share):
+    share = old_share
+    assert run(home.retention, share.share) is None
+    before = home.tick()
+    first = share.retention((1, 3))
+    run(home.retain, share.share, first)
+    assert home.tick() != before
+    assert run(home.retention, share.share) == first
+    run(home.retain, share.share, first)  # its answer was lost
+    second = share.retention((1, 3), (5, 8), seq=2)
+    run(home.retain, share.share, second)
+    assert run(home.retention, share.share) == second
+    not_retained("head_conflict", home, share, first)
+    # Ranges may be put together differently, as long as they hold what they held.
+    run(home.retain, share.share, share.retention((1, 2), (3, 3), (4, 6), (7, 19), seq=3))
+    run(home.retain, share.share, share.retention((1, 19), seq=4))
+
+
+@pytest.mark.parametrize("seq", [2, 5])
+def test_retention_is_numbered_without_gaps(home, old_share, seq):
+    not_retained("head_conflict", home, old_share, old_share.retention((1, 3), seq=seq))
+    run(home.retain, old_share.share, old_share.retention((1, 3)))
+    not_retained("head_conflict", home, old_share, old_share.retention((1, 4)))
+    not_retained("head_conflict", home, old_share, old_share.retention((1, 4), seq=3))
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        (), ((1, 3),), ((6, 9),), ((1, 2), (6, 9)), ((2, 3), (6, 9)), ((1, 3), (6, 7), (9, 9)),
+        ((1, 3), (7, 9)), ((1, 1), (3, 3), (6, 9)), ((1, 6), (8, 19)), ((4, 19),), ((10, 19),),
+    ],
+)  # fmt: skip
+def test_what_was_given_up_cannot_be_taken_back(home, old_share, ranges):
+    run(home.retain, old_share.share, old_share.retention((1, 3), (6, 9)))
+    not_retained("invalid_record", home, old_share, old_share.retention(*ranges, seq=2))
+
+
+@pytest.mark.parametrize("ranges", [((20, 20),), ((1, 20),), ((1, 3), (19, 25)), ((21, 30),)])
+def test_the_newest_version_cannot_be_given_up(home, old_share, ranges):
+    not_retained("invalid_record", home, old_share, old_share.retention(*ranges))
+
+
+def test_only_the_owner_gives_up(home, old_share):
+    share, writer = old_share, SigningKey.generate()
+    share.publish(home, roster=share.roster(writers=(share.owner.public, writer.public)))
+    not_retained("invalid_record", home, share, share.retention((1, 3), signer=writer))
+    not_retained("invalid_record", home, share, share.retention((1, 3), share=bytes(16)))
+    not_retained("invalid_record", home, share, evil.flipped(share.retention((1, 3)), 80))
+    not_retained("invalid_record", home, share, b"")
+    nobodys = Share.new()
+    not_retained("invalid_record", home, nobodys, nobodys.retention((1, 3)))
+    other = Share.new()
+    other.publish(home, roster=other.roster(), head=other.head())
+    fails("invalid_record", home.retain, other.share, share.retention((1, 3)))
 
 
 @pytest.mark.parametrize(
@@ -939,3 +1026,64 @@ def test_a_cancelled_reader_stops_and_a_publisher_does_not(home, share, monkeypa
     publication = share.publication(head=share.head())
     assert run(comes_back_at_once, home.publish, publication) == [False]
     assert run(home.head, share.share) == publication.head
+
+
+# -- files of older versions ---------------------------------------------------------------------------
+
+
+def old_file(path) -> None:
+    """A metadata.db as version 1 of this program made it, with a share in it."""
+    connection = apsw.Connection(str(path))
+    connection.execute((Path(__file__).parent / "fossils" / "metadata-1.sql").read_text()).fetchall()
+    connection.execute("INSERT INTO service (seed) VALUES (?)", (bytes(32),))
+    connection.execute(f"PRAGMA application_id = {0x4D4B6D64}").fetchall()
+    connection.execute("PRAGMA user_version = 1").fetchall()
+    connection.execute("PRAGMA journal_mode = wal").fetchall()
+    connection.close()
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "metadata.db"
+    old_file(path)
+    share = Share.new()
+    roster, head = share.roster(), share.head()
+    with evil.opened(path) as db:
+        db.execute(
+            "INSERT INTO rosters VALUES (?, 1, ?, ?, ?)",
+            (share.share, share.owner.public, record_hash(roster), roster),
+        )
+        db.execute("INSERT INTO heads VALUES (?, 1, ?, ?)", (share.share, record_hash(head), head))
+    share.seq, share.ver, share.prev = 1, 1, record_hash(head)
+    home = EmbeddedMetadata(path, clock=lambda: NOW)
+    assert run(home.head, share.share) == head
+    assert run(home.retention, share.share) is None
+    share.publish(home, head=share.head())
+    record = share.retention((1, 1))
+    run(home.retain, share.share, record)
+    home.close()
+    again = EmbeddedMetadata(path, clock=lambda: NOW)
+    assert run(again.retention, share.share) == record
+    assert run(again.roster, share.share) == roster
+    again.close()
+    fresh = EmbeddedMetadata.create(tmp_path / "new.db", clock=lambda: NOW)
+    fresh.close()
+    tables = "SELECT name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite%' ORDER BY name"
+    with evil.opened(path) as old, evil.opened(tmp_path / "new.db") as new:
+        # The statements are the same but for the place where they stand.
+        assert old.execute(tables).fetchall() == new.execute(tables).fetchall()
+        assert old.execute("PRAGMA user_version").get == new.execute("PRAGMA user_version").get == 2
+
+
+def test_several_homes_meet_an_old_file_at_once(tmp_path):
+    path = tmp_path / "metadata.db"
+    old_file(path)
+    homes, threads = [], []
+    for _ in range(6):
+        threads.append(threading.Thread(target=lambda: homes.append(EmbeddedMetadata(path))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert len(homes) == 6
+    for home in homes:
+        assert run(home.retention, bytes(16)) is None
+        home.close()

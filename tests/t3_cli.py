@@ -95,6 +95,7 @@ def test_every_command_of_the_interface_is_there():
         "share create", "share list", "share show", "share add", "share revoke", "share accept-rollback",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
+        "prune", "gc", "verify", "repair",
     }  # fmt: skip
 
 

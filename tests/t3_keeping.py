@@ -20,6 +20,7 @@ from meshkitfs.shares import Rules, Terms, collect, prune
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._prune import RANGES_MAX, choose, give_up
 from meshkitfs.shares._verify import verify
+from meshkitfs.shares._walk import Walk, root_piece
 
 
 @pytest.fixture
@@ -491,6 +492,78 @@ def test_a_version_published_while_gc_looks_is_kept(keeper, tmp_path):
     assert b"unsent" + pattern(1, BIG)[6:] in found.values()
 
 
+def test_a_conflict_copy_keeps_the_blocks_it_shares(keeper, tmp_path):
+    """Two files of one share consist of the same blocks; one of them goes."""
+    bob = Device(keeper.world, tmp_path / "bob", "bob", beside=keeper.device).start()
+    keeper.device.grant("first", bob)
+    keeper.save(("file", pattern(1, BIG)))
+    bob.refresh()
+    for view, at in ((keeper.view(), 0), (bob.view(), 200_000)):
+        fh = view.open("file")
+        view.pwrite(fh, at, b"changed")
+        view.release(fh)
+    keeper.device.flush()
+    bob.flush()
+    keeper.device.refresh()
+    (copy,) = (name for name in keeper.view().listdir() if "conflict" in name)
+    expected = keeper.view().read(copy)
+    number = keeper.save(("file", None))
+    writers = [bob.session.identity.signing.public]
+    every = keeper.needs(range(1, number + 1), writers)
+    keeper.prune(last=1)
+    assert keeper.gc()["versions"] == number - 1
+    asked, content = keeper.need(number, writers)
+    assert content == {copy: expected}
+    # What bob's device uploaded before the merge, no version has ever named.
+    assert keeper.stored().keys() & every == asked
+
+
+def test_two_writers_go_on_while_gc_deletes(keeper, tmp_path):
+    bob = Device(keeper.world, tmp_path / "bob", "bob", beside=keeper.device).start()
+    keeper.device.grant("first", bob)
+    for i in range(6):
+        keeper.save(("large", pattern(i, BIG)), (f"file {i}", pattern(i, 90_000)))
+    keeper.prune(last=2)
+    bob.refresh()
+    session = keeper.device.session
+    store, services = session.store, session.services
+    wrapped = evil.EvilStore(store)
+    steps = []
+
+    async def delete_many(digests):
+        """Between two deletions, both publish: one what it was about to, one something new."""
+        for digest in digests:
+            steps.append(digest)
+            if len(steps) in (2, 5, 9):
+                await bob.share().flush()
+                await keeper.share().flush()
+            await store.delete_many([digest])
+
+    wrapped.delete_many = delete_many
+    services.reader.store = wrapped
+    for device, at in ((keeper.device, 0), (bob, 100_000)):
+        view = device.view()
+        fh = view.open("large")
+        view.pwrite(fh, at, b"changed meanwhile")
+        view.release(fh)
+    keeper.view().write("new here", pattern(70, 80_000))
+    bob.view().write("new there", pattern(71, 80_000))
+    assert keeper.gc()["versions"] > 0
+    services.reader.store = store
+    assert len(steps) > 9
+    bob.flush()
+    keeper.device.refresh()
+    keeper.restart()
+    contents = keeper.view().contents()
+    writers = [bob.session.identity.signing.public]
+    assert keeper.need(max(keeper.blobs()), writers)[1] == contents
+    assert contents["new there"] == pattern(71, 80_000)
+    keeper.world.run(lambda: keeper.share().history.refresh(keeper.share().grant))
+    kept = [version.number for version in keeper.share().history.kept]
+    assert len(kept) >= 3
+    assert keeper.needs(kept, writers) <= keeper.stored().keys()
+
+
 def test_gc_that_is_killed_goes_on_where_it_was(keeper):
     busy_history(keeper)
     keeper.prune(last=1)
@@ -639,6 +712,50 @@ def test_a_rollback_collects_nothing(keeper, refuses):
     before = keeper.stored()
     refuses("head_rollback", keeper.gc)
     assert keeper.stored() == before
+
+
+# -- the walk itself
+
+
+def test_what_is_staged_is_found_without_reading_anything_else(keeper):
+    """As the share itself asks it: which blocks of the spool does a root still need?"""
+    view = keeper.view()
+    view.mkdir("dir")
+    keeper.save(("dir/untouched", pattern(1, BIG)), ("dir/changed", pattern(2, BIG)), ("small", b"x"))
+    session, row = keeper.device.session, keeper.share().row
+    honest = session.services.metadata
+    wrapped = evil.EvilMetadata(honest)
+
+    async def away(_):
+        raise MeshkitError("metadata_unavailable", "evil")
+
+    wrapped.publish = away
+    session.services.metadata = wrapped
+    fh = view.open("dir/changed")
+    view.pwrite(fh, 0, b"unsent")
+    view.release(fh)
+    with pytest.raises(MeshkitError):
+        keeper.device.flush()
+    commit = session.state.local_commit(row.share)
+    staged = {digest for digest, _ in session.state.staged(row.share)}
+    visited, fetched = [], []
+
+    async def fetch(digest):
+        fetched.append(digest)
+        return await session.services.reader.verified(digest)
+
+    async def lease():
+        return await keeper.share().use("read")
+
+    walk = Walk(lease, fetch, visit=visited.append, descend=staged.__contains__)
+    keeper.world.run(walk.run, [root_piece(row.oid, commit.root, commit.epoch, commit.version)])
+    assert set(fetched) < staged  # the changed block itself is content: named, not opened
+    assert staged <= {piece.digest for piece in visited}
+    depths = [piece.depth for piece in visited]
+    assert len({piece.digest for piece in visited}) == len(visited)
+    assert depths[0] == 0
+    assert pattern(1, 4).hex() not in repr(visited)
+    session.services.metadata = honest
 
 
 # -- anything

@@ -14,7 +14,7 @@ from meshkitfs.cli import main
 from meshkitfs.core.cid import cid_text
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import LocalStore, _scrub
-from meshkitfs.shares import _sealer, _verify
+from meshkitfs.shares import Rules, _sealer, _verify, collect, prune
 
 
 @pytest.fixture
@@ -213,6 +213,33 @@ def test_a_run_that_was_cut_off_is_gone_on_with(keeper, monkeypatch, resume):
         assert found["before"] == 0
     # It came to its end: the next one begins anew.
     assert check(keeper, resume=True)["before"] == 0
+
+
+def test_what_is_given_up_and_collected_meanwhile_is_no_damage(keeper):
+    keeper.save(("dir/other", pattern(7, 100_000)))
+    session = keeper.device.session
+    wrapped = evil.EvilStore(session.store)
+    done = []
+
+    async def collect_first(inner, digest):
+        if len(done) == 60:  # well after it has learnt which versions are kept
+            session.services.reader.store = inner
+            await prune(keeper.share(), Rules(last=1), dry_run=False)
+            await collect(keeper.share(), 0, dry_run=False, progress=keeper.progress)
+            session.services.reader.store = wrapped
+        done.append(digest)
+        return await inner.get(digest)
+
+    wrapped.on_get(collect_first)
+    session.services.reader.store = wrapped
+    before = len(keeper.stored())
+    found = keeper.world.run(
+        lambda: _verify.verify(keeper.share(), live=False, resume=False, progress=keeper.progress)
+    )
+    assert len(keeper.stored()) < before
+    assert found.broken == []
+    assert session.state.job_items(f"broken:{keeper.share().row.ref.hex()}") == set()
+    session.services.reader.store = session.store
 
 
 def test_versions_older_than_a_grant_are_closed(keeper, tmp_path):

@@ -123,14 +123,21 @@ def check_retention(share: bytes, blob: bytes, old: bytes | None, standing: Stan
 
 def _covers(new: Retention, old: Retention) -> bool:
     """Whether everything that ``old`` gave up is given up in ``new``."""
-    ranges = new.ranges()
+    # Both ascend, so one pass over both is enough: a record may have thousands of ranges.
+    rest = iter(new.ranges())
+    low, high = 0, -1
     for first, last, _ in old.ranges():
         at = first
-        for low, high, _ in ranges:
-            if low <= at <= high:
+        while at <= last:
+            if at > high:
+                following = next(rest, None)
+                if following is None:
+                    return False
+                low, high, _ = following
+            elif at < low:
+                return False
+            else:
                 at = high + 1
-        if at <= last:
-            return False
     return True
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
-
-import trio
 
 from meshkitfs.core.capsule import Capsule
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.keys import kid_of
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
+from meshkitfs.shares._asking import in_time
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._prune import require_owner
 from meshkitfs.shares._share import Share
@@ -169,11 +169,7 @@ class _Collector:
         return found
 
     async def _there(self, digests: list[bytes]) -> set[bytes]:
-        try:
-            with trio.fail_after(DELETE_DEADLINE_S):
-                return await self._store.has_many(digests)
-        except trio.TooSlowError:
-            raise MeshkitError("provider_request_failed", "no answer in time") from None
+        return await in_time(DELETE_DEADLINE_S, lambda: self._store.has_many(digests))
 
     # -- what is not -------------------------------------------------------------------------------
 
@@ -229,7 +225,7 @@ class _Collector:
         self._done.blocks = self._done.size = 0
         digests = list(depths)
         for at in range(0, len(digests), _BATCH):
-            sizes = await self._store.sizes(digests[at : at + _BATCH])
+            sizes = await in_time(DELETE_DEADLINE_S, partial(self._store.sizes, digests[at : at + _BATCH]))
             self._done.blocks += len(sizes)
             self._done.size += sum(sizes.values())
 
@@ -259,14 +255,7 @@ class _Collector:
             digests = levels[depth]
             for at in range(0, len(digests), _BATCH):
                 batch = digests[at : at + _BATCH]
-                await self._in_time(self._store.delete_many, batch)
+                await in_time(DELETE_DEADLINE_S, partial(self._store.delete_many, batch))
                 done += len(batch)
                 self._progress({"stage": "deleting", "done": done, "total": total, "unit": "blocks"})
-            await self._in_time(self._store.sync)
-
-    async def _in_time(self, call: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            with trio.fail_after(DELETE_DEADLINE_S):
-                await call(*arguments)
-        except trio.TooSlowError:
-            raise MeshkitError("provider_request_failed", "no answer in time") from None
+            await in_time(DELETE_DEADLINE_S, self._store.sync)

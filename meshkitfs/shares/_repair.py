@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -11,8 +12,9 @@ import trio
 from meshkitfs.core.blocks import SealedBlock, VerifiedBlock
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import ByteStore
+from meshkitfs.shares._asking import in_time
 from meshkitfs.shares._share import Share
-from meshkitfs.shares._verify import Broken, broken_job, in_time, verify
+from meshkitfs.shares._verify import FETCH_DEADLINE_S, Broken, broken_job, verify
 from meshkitfs.shares._walk import FAULTS
 
 __all__ = ["Repaired", "repair"]
@@ -35,6 +37,7 @@ async def repair(share: Share, sources: Sequence[ByteStore], progress: Progress)
     repaired may name others that are broken too, so this goes on until nothing more can be had.
     """
     services = share.services
+    store = services.reader.store
     job = broken_job(share)
     wanted: Collection[bytes] = await trio.to_thread.run_sync(services.state.job_items, job)
     if not wanted:
@@ -50,9 +53,10 @@ async def repair(share: Share, sources: Sequence[ByteStore], progress: Progress)
             progress({"stage": "repairing", "done": count, "total": len(fresh), "unit": "blocks"})
             block = await _find(share, sources, digest)
             if block is not None:
-                await in_time(services.reader.store.put, SealedBlock(block.digest, block.data))
+                sealed = SealedBlock(block.digest, block.data)
+                await in_time(FETCH_DEADLINE_S, partial(store.put, sealed))
                 stored.add(digest)
-        await in_time(services.reader.store.sync)
+        await in_time(FETCH_DEADLINE_S, store.sync)
         found = await verify(share, live=False, resume=True, progress=progress)
         wanted = {item.digest for item in found.broken}
     return Repaired(len(stored - set(wanted)), found.broken)
@@ -66,7 +70,7 @@ async def _find(share: Share, sources: Sequence[ByteStore], digest: bytes) -> Ve
 
     for get in (spooled, *(source.get for source in sources)):
         try:
-            block: VerifiedBlock = await in_time(get, digest)
+            block = await in_time(FETCH_DEADLINE_S, partial(get, digest))
         except MeshkitError as error:
             if error.code not in FAULTS:
                 raise

@@ -7,7 +7,7 @@ a run that was cut off can be gone on with; what is broken is remembered for `_r
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,11 +16,12 @@ import trio
 from meshkitfs.core.blocks import ContentKey, VerifiedBlock, open_block
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
+from meshkitfs.shares._asking import in_time
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._walk import FAULTS, MANIFEST, Names, Piece, Walk, root_piece
 
-__all__ = ["Broken", "Verified", "broken_job", "in_time", "verify"]
+__all__ = ["FETCH_DEADLINE_S", "Broken", "Verified", "broken_job", "verify"]
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -67,15 +68,6 @@ async def verify(share: Share, *, live: bool, resume: bool, progress: Progress) 
     return await run.run(live=live, resume=resume)
 
 
-async def in_time(call: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-    """Await a call to a byte store, with its deadline. Raises ``provider_request_failed``."""
-    try:
-        with trio.fail_after(FETCH_DEADLINE_S):
-            return await call(*arguments)
-    except trio.TooSlowError:
-        raise MeshkitError("provider_request_failed", "no answer in time") from None
-
-
 def broken_job(share: Share) -> str:
     """Return the name of the job that remembers which blocks of ``share`` are broken."""
     return f"broken:{share.row.ref.hex()}"
@@ -99,8 +91,7 @@ class _Verification:
 
     async def _fetch(self, digest: bytes) -> VerifiedBlock:
         # From the byte store, never from the spool: it is the store that is verified.
-        block: VerifiedBlock = await in_time(self._store.get, digest)
-        return block
+        return await in_time(FETCH_DEADLINE_S, lambda: self._store.get(digest))
 
     async def run(self, *, live: bool, resume: bool) -> Verified:
         roots = await self._roots(live)
@@ -118,8 +109,8 @@ class _Verification:
             # Also when it is cut off: what was done is done.
             self._note()
         if self._broken:
-            await self._locate(roots)
-        else:
+            await self._locate(await self._still_kept(roots))
+        if not self._broken:
             await trio.to_thread.run_sync(state.end_job, self._job)
         result.blocks = len(walk.seen) - len(self._broken)
         result.broken = sorted(self._broken.values(), key=lambda item: (item.paths, item.digest))
@@ -208,7 +199,7 @@ class _Verification:
 
     async def _locate(self, roots: list[Piece]) -> None:
         """Find all paths and versions that need what is broken, from the blocks up to the roots."""
-        # By digest: what names it, and whether that is a manifest. Large, so only when something is broken.
+        # By digest: what names it, and whether that is a manifest. It is large; a whole share needs none.
         parents: _Parents = {}
 
         def note_parent(parent: Piece, piece: Piece) -> None:
@@ -230,6 +221,19 @@ class _Verification:
             item.versions = sorted(root.version for root in roots if root.digest in above)
             found = (path for manifest in objects[digest] for path in paths.get(manifest, ()))
             item.paths = sorted({_label(path, names) for path in found})
+        self._broken = {digest: item for digest, item in self._broken.items() if item.versions}
+        job = broken_job(self._share)
+        await trio.to_thread.run_sync(self._state.end_job, job)
+        await trio.to_thread.run_sync(self._state.add_job_items, job, list(self._broken))
+
+    async def _still_kept(self, roots: list[Piece]) -> list[Piece]:
+        """Leave out the versions that were given up meanwhile: that they are being deleted is no damage."""
+        share = self._share
+        if share.row.grant == "snapshot":
+            return roots
+        await share.history.refresh(await share.use("read", current=True))
+        kept = {version.number for version in share.history.kept}
+        return [root for root in roots if root.version in kept]
 
     async def _again(self, roots: list[Piece], refer: Callable[[Piece, Piece], None]) -> Names:
         walk = Walk(self._lease, self._fetch, refer=refer, fault=lambda _piece, _error: None)
