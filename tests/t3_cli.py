@@ -92,7 +92,8 @@ def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
         "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",
-        "share create", "share list", "share show", "share add", "share revoke", "share accept-rollback",
+        "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
+        "share accept-rollback",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
         "prune", "gc", "verify", "repair",
@@ -190,6 +191,10 @@ def test_an_option_before_the_command_is_not_undone_by_its_default_after_it(tmp_
 # -- what a command asks for ------------------------------------------------------------------------------
 
 PEOPLE = {"handle": "bob", "fingerprint": "ABCD-EFGH", "trust": "pinned", "first_seen": 0}
+REENCRYPTED = {
+    "share": "first", "files": 3, "directories": 2, "blocks": 12, "bytes": 2 << 20, "skipped": 0, "epoch": 2,
+    "version": 9, "complete": True, "unreadable": [],
+}  # fmt: skip
 SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights": ["list", "read", "write"],
          "version": 3, "state": "clean", "expires": None}  # fmt: skip
 
@@ -267,6 +272,13 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
             {"share": "first", "recipient": "bob"},
             {"bound_seconds": 300},
             "what is open ends within 5m.",
+        ),
+        (
+            ["share", "reencrypt", "first"],
+            "share.reencrypt",
+            {"share": "first"},
+            REENCRYPTED,
+            "Wrote 3 files (2.0 MiB, 12 blocks) and 2 directories of first again, under new keys.",
         ),
         (
             ["inbox"],
@@ -369,6 +381,50 @@ def test_a_command_is_one_call_and_shows_its_result(run, daemon, arguments, meth
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     assert json.loads(out) == answer
+
+
+def test_revoking_and_rewriting_are_two_calls_and_one_result(run, daemon):
+    daemon.service.answers |= {"share.revoke": {"bound_seconds": 1}, "share.reencrypt": REENCRYPTED}
+    code, out, err = run("share", "revoke", "first", "bob", "--reencrypt")
+    assert (code, err) == (0, "")
+    assert daemon.service.calls == [
+        ("share.revoke", {"share": "first", "recipient": "bob"}),
+        ("share.reencrypt", {"share": "first"}),
+    ]
+    for says in (
+        "Revoked what bob could do in first.",
+        "Version 9 of first names no block",
+        "pruned and coll",
+    ):
+        assert says in out
+    code, out, _ = run("share", "revoke", "first", "bob", "--reencrypt", "--json")
+    assert json.loads(out) == {"bound_seconds": 1, "reencrypted": REENCRYPTED}
+
+
+def test_a_rewriting_that_fails_does_not_hide_that_the_revocation_stands(run, daemon):
+    daemon.service.answers |= {"share.revoke": {}, "share.reencrypt": MeshkitError("no_space", "spool")}
+    code, out, err = run("share", "revoke", "first", "bob", "--reencrypt")
+    assert (code, out) == (8, "")
+    assert "Revoked what bob could do in first." in err
+    assert "'meshkitfs share reencrypt first' goes on" in err
+    code, out, err = run("share", "revoke", "first", "bob", "--reencrypt", "--json")
+    assert json.loads(err)["error"]["detail"] == "revoked, but not all written again: spool"
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ({"unreadable": ["a/\x1b[2J", "b"]}, "2 could not be read, and keep their old keys:\n  a/"),
+        ({}, "Others changed it faster than it could be rewritten: run it again."),
+    ],
+)
+def test_a_rewriting_that_is_not_complete_is_an_exit_code(run, daemon, odd, says):
+    daemon.service.answers["share.reencrypt"] = REENCRYPTED | {"complete": False} | odd
+    code, out, _ = run("share", "reencrypt", "first")
+    assert code == 7
+    assert says in out
+    assert "\x1b" not in out
+    assert "names no block" not in out
 
 
 def test_explain_tells_the_sentence_and_the_remedy(run, daemon):

@@ -727,6 +727,21 @@ def test_changes_of_somebody_who_may_no_longer_write_are_kept_until_he_may_again
     assert play.settle() == {"file": b"by bob", "bobs": b"not published in time", "other": b"by alice"}
 
 
+@pytest.mark.parametrize("change", ["write", "append", "truncate"])
+def test_the_first_hard_link_of_all_and_a_change_of_that_file(play, alice, bob, change):
+    start_with(play, file=b"old")
+    bob.link("file", "second")
+    {
+        "write": lambda: alice.write("file", b"new"),
+        "append": lambda: alice.append("file", b" and new"),
+        "truncate": lambda: alice.truncate("file", 1),
+    }[change]()
+    play.flush("alice")
+    expected = alice.read("file")
+    assert expected != b"old"
+    assert play.settle("alice", "bob") == {"file": expected, "second": expected}
+
+
 def test_three_people(world, place):
     play = Play(world, place, "bob", "carol")
     alice, bob, carol = (play.as_(name) for name in ("alice", "bob", "carol"))

@@ -153,9 +153,11 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
         return 0
     try:
         done = context.call("share.reencrypt", {"share": share})
-    except (MeshkitError, KeyboardInterrupt):
+    except (MeshkitError, KeyboardInterrupt) as error:
         again = f"'meshkitfs share reencrypt {printable(share)}' goes on"
         context.out.note(f"{lines[0]} What was there before has not all got new keys: {again}.")
+        if isinstance(error, MeshkitError):
+            raise MeshkitError(error.code, f"revoked, but not all written again: {error.detail}") from error
         raise
     context.out.result(data | {"reencrypted": done}, lines + _rewritten(done))
     return _incomplete(done)

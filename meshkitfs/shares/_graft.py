@@ -58,6 +58,9 @@ class Graft:
         ):
             table = await self._library.directory(links_entry(self._theirs))
             self._sources[LINKS] = table
+        elif self._theirs.links is None and LINKS in plan.edits and links.entry is not None:
+            # Only ours has a table, so it stays; but what is in it may be theirs now.
+            self._sources[LINKS] = await self._library.directory(links.entry)
         while level:
             below = [entry for oid, source in level for entry in self._differing(oid, source)]
             level = await self._read(below)
@@ -110,8 +113,8 @@ class Graft:
             table.oid = self._theirs.links_oid
             table.entry = links_entry(self._theirs)
             table.version = max(table.version, table.entry.ver)
-            if LINKS in self._sources:
-                waiting.append((table, LINKS))
+        if LINKS in self._sources:
+            waiting.append((tree.links, LINKS))
         while waiting:
             node, oid = waiting.pop()
             waiting += self._fill(node, oid)
