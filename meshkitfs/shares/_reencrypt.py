@@ -11,10 +11,9 @@ interrupted run goes on with what is not done, and a later one looks only at wha
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 
@@ -23,10 +22,11 @@ from meshkitfs.core.entries import DIR, FILE, Entry
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._nodes import Child, DirNode, FileNode, Node
+from meshkitfs.shares._resealed import Done
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree
 
-__all__ = ["Done", "Memory", "Rewritten", "reencrypt"]
+__all__ = ["Rewritten", "reencrypt"]
 
 # A version is published after so much (plaintext bytes, objects), so that the spool never holds more of it.
 STEP_BYTES = 64 << 20
@@ -36,16 +36,6 @@ WALKS = 8
 # What is wrong with one object alone; the others can still be done.
 _DAMAGED: Final = frozenset({"block_unavailable", "cid_mismatch", "invalid_envelope"})
 _ENTRIES_PER_SLICE = 256
-
-
-class Memory(Protocol):
-    """What survives a restart; `State` is one. Values are int or bytes."""
-
-    def setting(self, name: str) -> Any:
-        """Return a value, None if it was never set."""
-
-    def set_setting(self, name: str, value: Any) -> None:
-        """Remember a value, durably."""
 
 
 @dataclass(slots=True)
@@ -65,57 +55,6 @@ class Rewritten:
     version: int = 0
     complete: bool = False
     unreadable: list[str] = field(default_factory=list)
-
-
-class Done:
-    """The manifests of one share known to have no older key below them, for one epoch; 8 bytes for each.
-
-    One row says the epoch and how many rows of digests there are. Rows are written before they are counted.
-    """
-
-    def __init__(self, memory: Memory, share: bytes, epoch: int) -> None:
-        self._memory = memory
-        self._name = f"reencrypt:{share.hex()}"
-        self._epoch = epoch
-        self._known: set[bytes] = set()
-        self._unsaved: list[bytes] = []
-        self._rows = 0
-        header = memory.setting(self._name)
-        if header is not None:
-            of, rows = struct.unpack(">QQ", header)
-            if of == epoch:
-                self._rows = rows
-                for row in range(rows):
-                    packed = memory.setting(f"{self._name}:{row}")
-                    self._known.update(packed[at : at + 8] for at in range(0, len(packed), 8))
-            else:
-                self._clear(rows)
-
-    def _clear(self, rows: int) -> None:
-        """Forget an earlier epoch: what it protected may be known to whoever was shut out since."""
-        self._memory.set_setting(self._name, struct.pack(">QQ", self._epoch, 0))
-        for row in range(rows):
-            self._memory.set_setting(f"{self._name}:{row}", b"")
-
-    def __contains__(self, ref: bytes) -> bool:
-        return ref[:8] in self._known
-
-    def add(self, ref: bytes) -> None:
-        """Note the manifest that ``ref`` names."""
-        if ref not in self:
-            self._known.add(ref[:8])
-            self._unsaved.append(ref[:8])
-
-    async def save(self) -> None:
-        """Make what was noted durable."""
-        if self._unsaved:
-            packed, self._unsaved = b"".join(self._unsaved), []
-            await trio.to_thread.run_sync(self._append, packed)
-
-    def _append(self, packed: bytes) -> None:
-        self._memory.set_setting(f"{self._name}:{self._rows}", packed)
-        self._rows += 1
-        self._memory.set_setting(self._name, struct.pack(">QQ", self._epoch, self._rows))
 
 
 class _NewEpochError(Exception):
