@@ -13,6 +13,7 @@ import stat
 import time
 
 import pytest
+import trio
 from devices import Device, View, World, pattern, scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from meshkitfs.core.moments import parse_moment, version_label
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
 from meshkitfs.shares import _past, _restore
-from meshkitfs.vfs.types import ROOT_INO, ForgetEntry, ForgetInode
+from meshkitfs.vfs.types import ROOT_INO, ForgetEntry, ForgetInode, SetAttr
 
 WRITES = (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_TRUNC)
 
@@ -1095,12 +1096,14 @@ def test_refusals_change_nothing(alice):
     view.mkdir("d")
     view.write("d/a", b"1")
     view.write("d/z", b"1")
+    view.write("d/zz", b"1")
     view.write("f", b"1")
     view.symlink("s", b"x")
     alice.flush()
     view.unlink("d/z")
     view.mkdir("d/z")
     view.write("d/a", b"2")
+    view.write("d/zz", b"2")
     view.unlink("f")
     view.mkdir("f")
     view.unlink("s")
@@ -1123,7 +1126,7 @@ def test_refusals_change_nothing(alice):
     assert view.walk() == before
     assert version(alice) == number
     # What stood in the way can be avoided.
-    assert restore(alice, "d", "v2", to="old")["files"] == 2
+    assert restore(alice, "d", "v2", to="old")["files"] == 3
 
 
 def test_who_may_not_write_cannot_restore(world, place, alice):
@@ -1168,26 +1171,81 @@ def test_while_others_write_and_it_is_merged(world, place, alice):
     bob.close()
 
 
-def test_what_is_written_between_planning_and_doing_is_published_first(alice, monkeypatch):
+async def writing(device, ino):
+    opened = await device.fs.open(ino, os.O_WRONLY)
+    await device.fs.write(opened.fh, 0, b"unseen")
+    await device.fs.release(opened.fh)
+
+
+async def changing_the_mode(device, ino):
+    await device.fs.setattr(ino, SetAttr(mode=0o600), None)
+
+
+@pytest.mark.parametrize("change", [writing, changing_the_mode])
+def test_what_changes_between_planning_and_doing_is_published_first(alice, monkeypatch, change):
     """A program saves into the file after the comparison: that too must stay in the history."""
     view = alice.view()
     view.write("a", pattern(1, 100_000))
     alice.flush()
     view.write("a", b"second")
     alice.flush()
-    ino = view.attr("a").ino
-    make = _restore.Plan.make
+    ino, make = view.attr("a").ino, _restore.Plan.make
 
     async def planned(self, path):
         await make(self, path)
-        opened = await alice.fs.open(ino, os.O_WRONLY)
-        await alice.fs.write(opened.fh, 0, b"unseen")
-        await alice.fs.release(opened.fh)
+        await change(alice, ino)
 
     monkeypatch.setattr(_restore.Plan, "make", planned)
     assert restore(alice, "a", "v2")["replaced"] == 4
     assert view.read("a") == pattern(1, 100_000)
+    unseen = past(alice, 4)
+    assert (unseen.read("a"), unseen.attr("a").mode & 0o777) in ((b"unseen", 0o644), (b"second", 0o600))
+    assert [past(alice, n).read("a") for n in (3, 5)] == [b"second", pattern(1, 100_000)]
+
+
+def test_a_write_under_way_is_waited_for(world, alice):
+    """It ends before the old content comes back, is published, and is in the history."""
+    view = alice.view()
+    view.write("a", pattern(1, 100_000))
+    alice.flush()
+    view.write("a", b"second")
+    alice.flush()
+    fh = view.open("a", os.O_RDWR)
+    node = alice.share().tree.nodes[view.attr("a").ino]
+
+    holder = world.start(hold_until_awaited, node, alice)
+    done = world.start(Service(alice.session).call, "restore", {"path": "first/a", "at": "v2"}, None)
+    assert done.wait()["replaced"] == 4
+    holder.wait()
+    view.release(fh)
     assert [past(alice, n).read("a") for n in (3, 4, 5)] == [b"second", b"unseen", pattern(1, 100_000)]
+
+
+async def hold_until_awaited(node, device):
+    """Hold a file's lock as a write does that waits for a block; end that write when somebody waits for it."""
+    async with device.share().changing() as tree, node.content.lock:
+        while not node.content.lock.statistics().tasks_waiting:
+            await trio.lowlevel.checkpoint()
+        await node.content.write(device.share().grant, 0, b"unseen")
+        tree.touch(node, content=True)
+
+
+def test_an_open_file_that_became_another_object(alice):
+    view = alice.view()
+    view.write("a", pattern(1, 300_000))
+    alice.flush()
+    view.write("b", pattern(2, 300_000))
+    view.rename("b", "a")
+    fh = view.open("a", os.O_RDWR)
+    view.pread(fh, 0, 10)
+    restore(alice, "a", "v2")
+    assert view.pread(fh, 0, 1 << 20) == pattern(1, 300_000)
+    view.pwrite(fh, 70_000, b"edited")
+    view.release(fh)
+    alice.flush()
+    alice.close()
+    alice.start()
+    assert alice.view().read("a") == pattern(1, 300_000)[:70_000] + b"edited" + pattern(1, 300_000)[70_006:]
 
 
 def test_a_missing_block_ends_it_with_its_code(alice):
