@@ -13,16 +13,19 @@ import stat
 import time
 
 import pytest
+import trio
 from devices import Device, View, World, pattern, scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshkitfs.cli._targets import past_path
 from meshkitfs.core.blocks import REFS_PER_INDEX
+from meshkitfs.core.cid import cid_text
 from meshkitfs.core.moments import parse_moment, version_label
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
-from meshkitfs.shares import _past, _restore
-from meshkitfs.vfs.types import ROOT_INO, ForgetEntry, ForgetInode
+from meshkitfs.shares import Terms, _past, _restore
+from meshkitfs.vfs.types import ROOT_INO, ForgetEntry, ForgetInode, SetAttr
 
 WRITES = (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_TRUNC)
 
@@ -234,8 +237,6 @@ def test_attributes_say_which_version_it_is(alice):
     assert ask(old.attr("a").ino, b"rights") == b"list,read"
     assert ask(old.attr("a").ino, b"reason") == b"ok"
     old.listdir("")
-    from meshkitfs.core.cid import cid_text
-
     assert ask(old.attr("").ino, b"cid") == cid_text(root).encode()
     assert old.attr("").mtime_ns == alice.share().history.versions[1].time * 10**9
 
@@ -346,14 +347,41 @@ def test_a_snapshot_share_has_none(world, place, alice):
     bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
     share = alice.share()
     node = share.tree.nodes[view.attr("d").ino]
-    from meshkitfs.shares import Terms
-
     world.run(alice.session.book.add_snapshot, share, "d", node, "bob", Terms())
     accepted = world.run(bob.session.book.accept, "d", b"d")
     assert accepted.row.grant == "snapshot"
     with fails(errno.ENOENT):
         bob.view("d").attr(".snapshots")
     bob.close()
+
+
+@pytest.mark.parametrize("lie", ["altered", "another", "none"])
+def test_heads_that_lie_are_not_believed(alice, monkeypatch, lie):
+    view = alice.view()
+    for i in range(3):
+        view.write("a", b"%d" % i)
+        alice.flush()
+    alice.create_share("second")
+    alice.close()
+    alice.start()
+    view = alice.view()
+    view.listdir()
+    heads = alice.session.metadata.heads
+    other = alice.share("second").row.share
+
+    async def lied(share, after, upto):
+        found = await heads(other if lie == "another" else share, after, upto)
+        if lie == "altered":
+            found[1] = found[1][:-1] + bytes([found[1][-1] ^ 1])
+        return [] if lie == "none" else found
+
+    monkeypatch.setattr(alice.session.metadata, "heads", lied)
+    for look in (lambda: view.listdir(".snapshots"), lambda: view.attr(".snapshots/v2")):
+        with fails(errno.EIO, "head_fork" if lie == "none" else "invalid_record"):
+            look()
+    assert view.read("a") == b"2"
+    monkeypatch.undo()
+    assert len(labels(alice)) == 4
 
 
 # == read-only =========================================================================================
@@ -694,6 +722,26 @@ def test_a_slow_clock_does_not_hide_newer_versions(alice, monkeypatch):
     assert created.at("0s", int(time.time()) + 10).number == 4
 
 
+def test_places_that_may_be_gone(tmp_path, monkeypatch):
+    point = tmp_path / "mnt"
+    (point / "first/d").mkdir(parents=True)
+
+    def meant(text):
+        return past_path(text, [point])
+
+    assert meant("first/gone") == "first/gone"
+    assert meant(f"{point}/first/gone") == "first/gone"
+    monkeypatch.chdir(point)
+    assert meant("first/gone") == "first/gone"
+    monkeypatch.chdir(point / "first/d")
+    assert meant("gone") == "first/d/gone"
+    assert meant("../gone") == "first/gone"
+    assert meant(f"{point}/first/gone") == "first/gone"
+    assert meant("/elsewhere") == "/elsewhere"
+    (point / "first/d").rmdir()
+    assert meant("first/gone") == "first/gone"
+
+
 # == the history of a path =============================================================================
 
 
@@ -892,8 +940,42 @@ def test_a_file_is_brought_back_under_its_inode(alice):
     assert alice.view().read("a") == bytes(edited)
     assert past(alice, 4).read("a") == old
     assert restore(alice, "a", "v4")["files"] == 1
-    again = restore(alice, "a", "v6")
-    assert (again["files"], again["same"], version(alice)) == (0, 1, 6)
+    for when in ("v6", "v4", "v2"):
+        again = restore(alice, "a", when)
+        assert (again["files"], again["same"]) == (0, 1)
+    assert version(alice) == 6
+
+
+def test_content_that_looks_alike_is_compared(alice):
+    """Of the same size and time, and still not the same."""
+    view = alice.view()
+    for name, size in (("small", 10), ("large", 200_000)):
+        for seed in (1, 2):
+            view.write(name, pattern(seed, size))
+            view.setattr(name, mtime_ns=10**18)
+            alice.flush()
+    kept = set(alice.blocks.rglob("*"))
+    view.write("damaged", b"1")
+    alice.flush()
+    view.setattr("damaged", mtime_ns=10**18)
+    alice.flush()
+    view.write("damaged", b"2")
+    view.setattr("damaged", mtime_ns=10**18)
+    alice.flush()
+    view.forget_all()
+    ref = alice.share().tree.root.children[b"damaged"].ref
+    (found,) = [
+        path
+        for path in set(alice.blocks.rglob("*")) - kept
+        if ref[:32].hex() in path.name or cid_text(ref[:32]) in path.name
+    ]
+    found.unlink()
+    done = restore(alice, "", "v7")
+    assert done["files"] == 1
+    assert view.read("damaged") == b"1"
+    for number, name, size in ((2, "small", 10), (4, "large", 200_000)):
+        assert restore(alice, name, f"v{number}")["files"] == 1
+        assert view.read(name) == pattern(1, size)
 
 
 def test_no_block_is_copied(alice):
@@ -1095,12 +1177,14 @@ def test_refusals_change_nothing(alice):
     view.mkdir("d")
     view.write("d/a", b"1")
     view.write("d/z", b"1")
+    view.write("d/zz", b"1")
     view.write("f", b"1")
     view.symlink("s", b"x")
     alice.flush()
     view.unlink("d/z")
     view.mkdir("d/z")
     view.write("d/a", b"2")
+    view.write("d/zz", b"2")
     view.unlink("f")
     view.mkdir("f")
     view.unlink("s")
@@ -1123,7 +1207,7 @@ def test_refusals_change_nothing(alice):
     assert view.walk() == before
     assert version(alice) == number
     # What stood in the way can be avoided.
-    assert restore(alice, "d", "v2", to="old")["files"] == 2
+    assert restore(alice, "d", "v2", to="old")["files"] == 3
 
 
 def test_who_may_not_write_cannot_restore(world, place, alice):
@@ -1168,26 +1252,81 @@ def test_while_others_write_and_it_is_merged(world, place, alice):
     bob.close()
 
 
-def test_what_is_written_between_planning_and_doing_is_published_first(alice, monkeypatch):
+async def writing(device, ino):
+    opened = await device.fs.open(ino, os.O_WRONLY)
+    await device.fs.write(opened.fh, 0, b"unseen")
+    await device.fs.release(opened.fh)
+
+
+async def changing_the_mode(device, ino):
+    await device.fs.setattr(ino, SetAttr(mode=0o600), None)
+
+
+@pytest.mark.parametrize("change", [writing, changing_the_mode])
+def test_what_changes_between_planning_and_doing_is_published_first(alice, monkeypatch, change):
     """A program saves into the file after the comparison: that too must stay in the history."""
     view = alice.view()
     view.write("a", pattern(1, 100_000))
     alice.flush()
     view.write("a", b"second")
     alice.flush()
-    ino = view.attr("a").ino
-    make = _restore.Plan.make
+    ino, make = view.attr("a").ino, _restore.Plan.make
 
     async def planned(self, path):
         await make(self, path)
-        opened = await alice.fs.open(ino, os.O_WRONLY)
-        await alice.fs.write(opened.fh, 0, b"unseen")
-        await alice.fs.release(opened.fh)
+        await change(alice, ino)
 
     monkeypatch.setattr(_restore.Plan, "make", planned)
     assert restore(alice, "a", "v2")["replaced"] == 4
     assert view.read("a") == pattern(1, 100_000)
+    unseen = past(alice, 4)
+    assert (unseen.read("a"), unseen.attr("a").mode & 0o777) in ((b"unseen", 0o644), (b"second", 0o600))
+    assert [past(alice, n).read("a") for n in (3, 5)] == [b"second", pattern(1, 100_000)]
+
+
+def test_a_write_under_way_is_waited_for(world, alice):
+    """It ends before the old content comes back, is published, and is in the history."""
+    view = alice.view()
+    view.write("a", pattern(1, 100_000))
+    alice.flush()
+    view.write("a", b"second")
+    alice.flush()
+    fh = view.open("a", os.O_RDWR)
+    node = alice.share().tree.nodes[view.attr("a").ino]
+
+    holder = world.start(hold_until_awaited, node, alice)
+    done = world.start(Service(alice.session).call, "restore", {"path": "first/a", "at": "v2"}, None)
+    assert done.wait()["replaced"] == 4
+    holder.wait()
+    view.release(fh)
     assert [past(alice, n).read("a") for n in (3, 4, 5)] == [b"second", b"unseen", pattern(1, 100_000)]
+
+
+async def hold_until_awaited(node, device):
+    """Hold a file's lock as a write does that waits for a block; end that write when somebody waits for it."""
+    async with device.share().changing() as tree, node.content.lock:
+        while not node.content.lock.statistics().tasks_waiting:
+            await trio.lowlevel.checkpoint()
+        await node.content.write(device.share().grant, 0, b"unseen")
+        tree.touch(node, content=True)
+
+
+def test_an_open_file_that_became_another_object(alice):
+    view = alice.view()
+    view.write("a", pattern(1, 300_000))
+    alice.flush()
+    view.write("b", pattern(2, 300_000))
+    view.rename("b", "a")
+    fh = view.open("a", os.O_RDWR)
+    view.pread(fh, 0, 10)
+    restore(alice, "a", "v2")
+    assert view.pread(fh, 0, 1 << 20) == pattern(1, 300_000)
+    view.pwrite(fh, 70_000, b"edited")
+    view.release(fh)
+    alice.flush()
+    alice.close()
+    alice.start()
+    assert alice.view().read("a") == pattern(1, 300_000)[:70_000] + b"edited" + pattern(1, 300_000)[70_006:]
 
 
 def test_a_missing_block_ends_it_with_its_code(alice):
@@ -1323,6 +1462,7 @@ def test_short_histories(steps, data):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @settings(max_examples=400, deadline=None, suppress_health_check=SLOW)
 @given(st.lists(STEPS, max_size=80), st.data())
 def test_long_histories(steps, data):

@@ -45,11 +45,11 @@ def past_path(text: str, points: Sequence[Path]) -> str:
     So a relative one is a path whenever someone works inside the mount.
     """
     try:
-        inside = mounted_at(os.path.join(os.getcwd(), text), points)
-        if inside is not None and mounted_at(os.path.join(os.getcwd(), "x"), points) is not None:
-            return inside
+        here = mounted_at(os.path.join(os.getcwd(), "x"), points)
     except FileNotFoundError:
-        pass  # the working directory is gone
+        here = None  # the working directory is gone
+    if here is not None and not text.startswith(("/", "~")):
+        text = os.path.join(os.getcwd(), text)
     return share_path(text, points)
 
 

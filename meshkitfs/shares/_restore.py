@@ -8,6 +8,7 @@ published before, so that it stays in the history.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -102,14 +103,21 @@ class _Restore:
         assert tree is not None
         files = [item for item in items if item.entry.kind == FILE and item.manifest is None]
 
-        async def read(i: int) -> None:
-            entry = files[i].entry
+        async def manifest_of(entry: Entry) -> FileManifest:
             where = Where.manifest(entry.oid, entry.epoch, entry.ver)
             plain = await tree.reader.open(grant, entry.ref, where)
             manifest = parse_manifest(plain, entry.oid, entry.epoch, entry.ver)
             if not isinstance(manifest, FileManifest) or manifest.size != entry.size:
                 raise MeshkitError("invalid_envelope", "a file's manifest does not fit its entry")
-            files[i].manifest = manifest
+            return manifest
+
+        async def read(i: int) -> None:
+            item = files[i]
+            old = item.manifest = await manifest_of(item.entry)
+            if item.now is not None:
+                # What is there now may be damaged: that is then replaced.
+                with suppress(MeshkitError):
+                    item.same = _same_content(old, await manifest_of(item.now))
 
         await in_parallel(read, len(files))
 
@@ -129,7 +137,7 @@ class _Restore:
                 await share.flush()
                 self.done.replaced = share.base.version
             else:
-                raise MeshkitError("commit_pending", f"{text_of(batch[0].path)!r} is written all the time")
+                raise MeshkitError("timed_out", f"{text_of(batch[0].path)!r} is written all the time")
             share.hurry()
         progress(total, total)
         await self._date_directories()
@@ -170,6 +178,10 @@ class _Restore:
             self._make(tree, parent, name, item)
             return True
         if node.ino in self._brought:
+            return True
+        if item.same and node.entry is item.now and not node.dirty:
+            self.done.same += 1
+            self._twins.hold(item, node)
             return True
         if node.dirty or (isinstance(node, FileNode) and not await self._replace(tree, node, item)):
             return False
@@ -288,3 +300,12 @@ class _Restore:
                     if isinstance(node, DirNode):
                         node.mtime_ns = node.atime_ns = item.entry.mtime_ns
                         tree.mark(node)
+
+
+def _same_content(a: FileManifest, b: FileManifest) -> bool:
+    """Return whether two manifests are of the same bytes, as far as their blocks are the same ones."""
+    if a.inline is not None or b.inline is not None:
+        return a.inline == b.inline
+    return (a.size, a.block_size, a.refs, a.index, a.lineage or a.oid) == (
+        b.size, b.block_size, b.refs, b.index, b.lineage or b.oid,
+    )  # fmt: skip

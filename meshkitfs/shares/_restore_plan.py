@@ -26,12 +26,18 @@ Path = tuple[bytes, ...]
 
 @dataclass(slots=True)
 class Item:
-    """One object to bring back to ``path``; ``linked`` if it had several names."""
+    """One object to bring back to ``path``; ``linked`` if it had several names.
+
+    ``now`` is what is there, if only its content can be another (brought back before, it has a manifest of
+    its own); ``same`` says that it is not.
+    """
 
     path: Path
     entry: Entry
     linked: bool
     manifest: FileManifest | None = field(default=None, repr=False)
+    now: Entry | None = None
+    same: bool = False
 
 
 class Twins:
@@ -148,7 +154,11 @@ class Plan:
         entry = there.entry if isinstance(there, Node) else there
         # Of a directory in memory, also what is in it may have changed.
         dirty = isinstance(there, Node) and (tree.dirty if there.kind == DIR else there.dirty)
-        if entry is None or dirty or not _alike(entry, item.entry):
+        if entry is None or dirty:
+            return True
+        if not _alike(entry, item.entry):
+            if entry.size == item.entry.size and _alike(entry._replace(ref=item.entry.ref), item.entry):
+                item.now = entry
             return True
         if there.kind != DIR:
             self.same += 1
