@@ -516,6 +516,8 @@ def test_a_conflict_copy_keeps_the_blocks_it_shares(keeper, tmp_path):
     assert content == {copy: expected}
     # What bob's device uploaded before the merge, no version has ever named.
     assert keeper.stored().keys() & every == asked
+    (found,) = keeper.call("verify", shares=["first"])["shares"]
+    assert (found["broken"], found["blocks"]) == ([], len(asked))
 
 
 def test_two_writers_go_on_while_gc_deletes(keeper, tmp_path):
