@@ -516,6 +516,8 @@ def test_a_conflict_copy_keeps_the_blocks_it_shares(keeper, tmp_path):
     assert content == {copy: expected}
     # What bob's device uploaded before the merge, no version has ever named.
     assert keeper.stored().keys() & every == asked
+    (found,) = keeper.call("verify", shares=["first"])["shares"]
+    assert (found["broken"], found["blocks"]) == ([], len(asked))
 
 
 def test_two_writers_go_on_while_gc_deletes(keeper, tmp_path):
@@ -712,6 +714,28 @@ def test_a_rollback_collects_nothing(keeper, refuses):
     before = keeper.stored()
     refuses("head_rollback", keeper.gc)
     assert keeper.stored() == before
+
+
+def test_pruning_goes_on_after_an_accepted_rollback(keeper):
+    """With the home open all the time: what it remembers of the newer store must not come in the way."""
+    for i in range(4):
+        keeper.save(("file", pattern(i, 70_000)))
+    metadata, share = keeper.device.session.metadata, keeper.share().row.share
+    keeper.prune(last=2)
+    old = keeper.world.run(metadata.retention, share)
+    for i in range(3):
+        keeper.save(("file", pattern(10 + i, 70_000)))
+    keeper.prune(last=1)
+    evil.roll_back_head(keeper.device.metadata, share, 5)
+    with evil.opened(keeper.device.metadata) as db:
+        db.execute("UPDATE retentions SET seq = 1, blob = ? WHERE share = ?", (old, share))
+    with pytest.raises(MeshkitError) as refused:
+        keeper.gc()
+    assert refused.value.code == "head_rollback"
+    keeper.world.run(keeper.device.session.book.accept_rollback, keeper.share())
+    assert keeper.prune(last=1) == [4]
+    assert keeper.gc()["versions"] == 4
+    assert keeper.need(5)[1] == {"file": pattern(3, 70_000)}
 
 
 # -- the walk itself

@@ -431,6 +431,8 @@ class ShareBook:
             raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
         old = services.state.mark(row.share)
         await trio.to_thread.run_sync(services.state.forget_mark, row.share)
+        # What was given up since is not in the restored store, and its next record is numbered after that.
+        share.history.retention = None
         _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
         if not share.dirty:
             share.forget_tree()
