@@ -149,7 +149,10 @@ class Person:
     def kill9(self):
         """Kill the daemon without a chance to finish anything, and take the dead mount away."""
         kill(self.pid)
-        preflight.clear_stale(self.mnt)
+        # The kernel notices a moment after the process has gone, when its last thread has let go of /dev/fuse.
+        wait_until(
+            lambda: preflight.clear_stale(self.mnt) or not preflight.is_ours(self.mnt), "the dead mount's end"
+        )
 
     def end(self):
         """Leave nothing behind: end the daemons of this home by process id and unmount what is mounted."""

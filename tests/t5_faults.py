@@ -754,3 +754,30 @@ def test_fsync_waits_for_a_change_that_a_revocation_takes_along(world, device, p
         assert results == [True], "fsync would have returned before the change was anywhere"
     finally:
         bob.close()
+
+
+def test_a_listing_goes_on_beside_a_revocation(world, device, place):
+    """The owner's own directory, opened before the share moved to a new epoch and read after it."""
+    bob = Device(world, f"{place}/bob", "bob", beside=device).start()
+    try:
+        device.grant("first", bob)
+        view = device.view()
+        view.write("file", b"content")
+        device.flush()
+        ino = view.attr("").ino
+        fh = world.run(device.fs.opendir, ino)
+        world.run(device.session.book.revoke, device.share(), "bob")
+        assert device.share().live("list") is None, "it has a grant already: this proves nothing"
+        assert [name for name, _, _ in device.fs.readdir(fh, 0)] == [b".", b"..", b"file"]
+        # A refusal ends it all the same.
+
+        async def refuse():
+            device.share().refuse(MeshkitError("share_revoked", "a test"))
+
+        world.run(refuse)
+        with pytest.raises(MeshkitError) as caught:
+            list(device.fs.readdir(fh, 0))
+        assert caught.value.code == "share_revoked"
+        world.run(device.fs.releasedir, fh)
+    finally:
+        bob.close()

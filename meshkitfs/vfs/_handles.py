@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meshkitfs.gate import Grant
 from meshkitfs.shares import AnyShare, FileNode, PastShare
 
 __all__ = ["ControlHandle", "DirHandle", "FileHandle"]
@@ -44,13 +45,24 @@ class FileHandle:
 
 
 class DirHandle:
-    """One open of a directory: the names as they were at its first read, so that positions stay valid."""
+    """One open of a directory: the names as they were at its first read, so that positions stay valid.
 
-    __slots__ = ("ino", "names", "share", "versions")
+    ``grant`` is the one it was opened with; a listing cannot wait for a new one.
+    """
 
-    def __init__(self, ino: int, share: AnyShare | None, versions: list[PastShare] | None = None) -> None:
+    __slots__ = ("grant", "ino", "names", "share", "versions")
+
+    def __init__(
+        self,
+        ino: int,
+        share: AnyShare | None,
+        grant: Grant | None = None,
+        *,
+        versions: list[PastShare] | None = None,
+    ) -> None:
         self.ino = ino
         self.share = share
+        self.grant = grant
         # What a ``.snapshots`` holds; None for every other directory.
         self.versions = versions
         self.names: list[bytes] = []

@@ -43,13 +43,13 @@ class Listing(Finder):
         if versioned is not None:
             views = [versioned.past.view(version) for version in await self._snapshots.versions(versioned)]
             self._shares |= {view.root_ino: view for view in views}
-            return self._handle(DirHandle(ino, None, views))
+            return self._handle(DirHandle(ino, None, versions=views))
         share, grant, tree, node = await self._granted(ino, "list", current=True)
         if not isinstance(node, DirNode):
             raise posix(errno.ENOTDIR)
         await tree.load(grant, node)
         self.faults.clear(ino)
-        return self._handle(DirHandle(ino, share))
+        return self._handle(DirHandle(ino, share, grant))
 
     def readdir(self, fh: int, start: int) -> Iterator[tuple[bytes, Attr, int]]:
         handle = self._handles[fh]
@@ -101,8 +101,11 @@ class Listing(Finder):
         self, handle: DirHandle, share: AnyShare, start: int
     ) -> Iterator[tuple[bytes, Attr, int]]:
         tree = share.tree
-        if share.live("list") is None or tree is None:
-            raise share.refusal or MeshkitError("freshness_unproven", share.name)
+        if share.refusal is not None:
+            raise share.refusal
+        # Between a revocation here and the next walk the share has no grant; that of the handle lives on.
+        if tree is None or not (share.live("list") or (handle.grant is not None and handle.grant.alive)):
+            raise MeshkitError("freshness_unproven", share.name)
         node = tree.nodes.get(handle.ino)
         if not isinstance(node, DirNode) or node.children is None:
             raise posix(errno.ESTALE)
