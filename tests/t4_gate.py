@@ -1115,6 +1115,8 @@ ELSEWHERE = {
     "invalid_cid": "t0_codecs.py",
     "letter_not_found": "t4_sharing.py",
     "path_not_found": "t4_sharing.py",
+    "gc_unsafe": "t3_keeping.py",
+    "verify_failed": "t3_verify.py, t4_keeping.py",
     "path_exists": "t4_history.py",
     "version_not_found": "t4_history.py",
     "version_not_granted": "t3_history.py",

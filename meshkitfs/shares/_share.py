@@ -259,6 +259,7 @@ class Share(Access):
         """Return when everything changed before this call is durable on this device."""
         async with self._cycle:
             if self.tree is None or not self.tree.dirty:
+                self._pace.taken()
                 return  # a commit takes everything, and ends before the cycle does
             grant = await self._renew()
             grant.require("write")
@@ -312,10 +313,10 @@ class Share(Access):
         tree, services, outbox = self.tree, self.services, self._outbox
         assert tree is not None
         frozen = freeze(tree)
+        self._pace.taken()
         if frozen is None:
             return
         self._committing = True
-        self._pace.taken()
         version, epoch = outbox.next_version, grant.capsule.epoch
         recording = False
         try:
@@ -392,6 +393,7 @@ class Share(Access):
             nursery.start_soon(until_over)
             while True:
                 await self._pace.until_overdue()
+                await trio.lowlevel.checkpoint()  # the rest is shielded: here is where this ends
                 with trio.CancelScope(shield=True):
                     try:
                         await self.journal()
@@ -433,6 +435,8 @@ class Share(Access):
         frozen = freeze(tree)
         assert frozen is not None  # the root was just marked
         version = self._outbox.next_version
+        # What changed is in no dirty set now, and not published yet: an fsync has to wait for it.
+        self._committing = True
         try:
             await write_out(
                 tree, frozen, services.spool, epoch, version, ver_key(key, self.row.oid, epoch, version)
@@ -448,6 +452,8 @@ class Share(Access):
         except BaseException:
             thaw(tree, frozen)
             raise
+        finally:
+            self._committing = False
         settle(tree, frozen, self._clean)
         self.grant = None
         self._tick = -1
