@@ -8,7 +8,7 @@ with itself finds conflicts everywhere. Once one of them is public, ``pending`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import trio
@@ -53,6 +53,8 @@ class Outbox:
         self._dropped_at = 0
         # Unpublished blocks that left the spool early: a walk still has to go through them.
         self._left_early: set[bytes] = set()
+        # What is to be noted of the last publication; None when it was.
+        self.unsettled: Callable[[], None] | None = None
         # How many blocks this publication has, and how many of them have arrived.
         self.total = self.done = 0
 
@@ -83,6 +85,8 @@ class Outbox:
 
     async def record(self, commit: LocalCommit, staged: Sequence[tuple[bytes, int]]) -> None:
         """Make ``commit`` the pending one, durably, with the blocks it has added."""
+        # What is noted late would undo this.
+        await self.settle()
         # Those that may be public have to be known after a crash too.
         await trio.to_thread.run_sync(
             self._services.state.record_commit, commit, list(staged), list(self._begun)
@@ -204,6 +208,7 @@ class Outbox:
 
         ``all_stored`` says that everything staged belongs to it, and so is at the store.
         """
+        await self.settle()
         services, share = self._services, self._row.share
         self.base = HeadView(
             commit.version,
@@ -244,8 +249,15 @@ class Outbox:
             services.reader.spooled.difference_update(stored)
             services.spool.discard(stored)
 
-        await trio.to_thread.run_sync(settle_state)
         self._counters.heads += 1
+        self.unsettled = settle_state
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Note in the state database what was published, if that is still to be done (its disk was full)."""
+        if self.unsettled is not None:
+            await trio.to_thread.run_sync(self.unsettled)
+            self.unsettled = None
 
     async def recognize(self, upto: int) -> bool:
         """Find out whether a local commit was published after all, and only the answer was lost.

@@ -239,7 +239,7 @@ class Share(Access):
     @property
     def dirty(self) -> bool:
         """Whether anything waits to be committed or published, or is just being so."""
-        if self._outbox.pending is not None or self._committing:
+        if self._outbox.pending is not None or self._outbox.unsettled is not None or self._committing:
             return True
         return self.tree is not None and bool(self.tree.dirty)
 
@@ -298,12 +298,14 @@ class Share(Access):
         give_up = trio.current_time() + RACE_DEADLINE_S
         while True:
             async with self._cycle:
+                await self._outbox.settle()
                 grant = await self._catch_up(await self._renew())
                 grant.require(right)
                 await self._commit_locally(grant)
                 await self._drop_superseded(grant)
                 commit = self._outbox.pending
             if commit is None or await self._publish(commit):
+                self._is_out()
                 return grant
             if trio.current_time() > give_up:
                 raise MeshkitError("head_conflict", f"others were faster for {RACE_DEADLINE_S} s")
@@ -363,11 +365,12 @@ class Share(Access):
             async with self._cycle:
                 if not await self._outbox.announce(commit):
                     return False
-            head = await self._outbox.publish(commit)
-        except MeshkitError:
-            # It may be public all the same: look before anything else is decided.
-            self._tick = -1
-            raise
+            try:
+                head = await self._outbox.publish(commit)
+            except MeshkitError:
+                # It may be public all the same: look before anything else is decided.
+                self._tick = -1
+                raise
         finally:
             over.set()
         if head is None:
@@ -379,8 +382,13 @@ class Share(Access):
             # A walk since then may have seen an even newer head, which must not be forgotten again.
             if self.grant is not None and self.grant.head.version < self.base.version:
                 self.grant.head = self.base
-            self.unsent_since = self.services.wall() if self.dirty else 0.0
+            self.unsent_since = self.services.wall()
         return True
+
+    def _is_out(self) -> None:
+        """After everything was published: nothing waits any more, unless it was changed since."""
+        if not self.dirty:
+            self.unsent_since = 0.0
 
     async def _journal_meanwhile(self, over: trio.Event) -> None:
         """While an upload takes long, make on this device durable what must not wait for it."""
@@ -419,6 +427,7 @@ class Share(Access):
                         if self._outbox.pending is not None:
                             continue  # journaled meanwhile; that is published first too
                         await self._reseal(key, epoch, grants)
+                        self._is_out()
                         return
                 except MeshkitError as error:
                     # Somebody may publish in between again and again; another roster is another matter.
