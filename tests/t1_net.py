@@ -1,0 +1,509 @@
+"""Talking to servers that do anything: each way to misbehave has its code, in time, with bounded memory.
+
+The servers are real sockets on loopback that say, byte for byte, what a test has them say.
+"""
+
+import contextlib
+import email.utils
+import itertools
+import ssl
+import time
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from meshkitfs.errors import MeshkitError
+from meshkitfs.net import BearerAuth, Codes, Endpoint, Limits, Secret, SecretSource, Tls
+from meshkitfs.net import _breaker as breaker
+from meshkitfs.net._retry import backoff, retry_after
+
+CODES = Codes("provider_request_failed", "provider_http_error")
+QUICK = Limits(deadline_s=0.3, overall_s=20, tries=1, concurrency=4, cap=1000)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def status(code, *headers, body=b""):
+    lines = [f"HTTP/1.1 {code} X".encode(), b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+class Server:
+    """Answers each request with the next of ``answers`` (the last one for ever); an answer may be a function."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.requests = []
+        self.connections = 0
+        self.busy = self.most_busy = 0
+
+    async def handle(self, stream):
+        self.connections += 1
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            rest = b""
+            while (got := await self._read(stream, rest)) is not None:
+                request, rest = got
+                self.requests.append(request)
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                self.busy += 1
+                self.most_busy = max(self.most_busy, self.busy)
+                try:
+                    if callable(answer):
+                        if await answer(stream) is False:
+                            return
+                    else:
+                        await stream.send_all(answer)
+                finally:
+                    self.busy -= 1
+
+    async def _read(self, stream, data):
+        while b"\r\n\r\n" not in data:
+            more = await stream.receive_some(65536)
+            if not more:
+                return None
+            data += more
+        head, _, rest = data.partition(b"\r\n\r\n")
+        length = next(
+            (int(x[15:]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")), 0
+        )
+        while len(rest) < length:
+            rest += await stream.receive_some(65536)
+        return head + b"\r\n\r\n" + rest[:length], rest[length:]
+
+
+def talk(server, work, **options):
+    """Run ``work(endpoint)`` against ``server`` and return its result."""
+
+    async def main():
+        error = None
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, server.handle, 0, host="127.0.0.1"))
+            port = listeners[0].socket.getsockname()[1]
+            endpoint = Endpoint(f"http://127.0.0.1:{port}/base/", CODES, **({"limits": QUICK} | options))
+            try:
+                result = await work(endpoint)
+            except MeshkitError as caught:
+                error = caught
+            await endpoint.aclose()
+            nursery.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        return result
+
+    return trio.run(main)
+
+
+def get(path="/x", **options):
+    return lambda endpoint: endpoint.request("GET", path, **options)
+
+
+def refused(server, work=None, code="provider_request_failed", **options):
+    with pytest.raises(MeshkitError) as caught:
+        talk(server, work or get(), **options)
+    assert caught.value.code == code, caught.value
+    return caught.value.detail
+
+
+def test_an_answer():
+    server = Server(status(200, b"X-Thing: 1", body=b"hello"))
+    reply = talk(server, get("/a%20b", params={"q": "1"}))
+    assert (reply.status, reply.body, reply.headers["x-thing"]) == (200, b"hello", "1")
+    assert server.requests[0].startswith(b"GET /base/a%20b?q=1 HTTP/1.1\r\n")
+
+
+def test_connections_are_used_again():
+    server = Server(OK)
+
+    async def work(endpoint):
+        for _ in range(5):
+            await endpoint.request("GET", "/")
+
+    talk(server, work)
+    assert (len(server.requests), server.connections) == (5, 1)
+
+
+def test_no_more_at_a_time_than_allowed():
+    async def slow(stream):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await stream.send_all(OK)
+
+    server = Server(slow)
+
+    async def work(endpoint):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(partial(endpoint.request, "GET", "/"))
+
+    talk(server, work, limits=Limits(deadline_s=10, concurrency=3))
+    assert server.most_busy == 3
+
+
+# -- answers that are none ------------------------------------------------------------------------------------
+
+
+async def silence(stream):
+    await trio.sleep_forever()
+
+
+async def slow_loris(stream):
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+    while True:
+        await stream.send_all(b"x")
+        await trio.sleep(0.01)
+
+
+async def slow_head(stream):
+    for byte in itertools.cycle(b"X"):
+        await stream.send_all(bytes([byte]))
+        await trio.sleep(0.01)
+
+
+async def endless(stream):
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        await stream.send_all(b"10\r\n" + b"x" * 16 + b"\r\n")
+
+
+async def cut_off(stream):
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf")
+    return False
+
+
+async def reset(stream):
+    stream.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    stream.socket.close()
+    return False
+
+
+async def hang_up(stream):
+    return False
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(silence, id="silence"),
+        pytest.param(slow_loris, id="slow loris"),
+        pytest.param(slow_head, id="slow head"),
+        pytest.param(endless, id="endless"),
+        pytest.param(cut_off, id="cut off"),
+        pytest.param(reset, id="reset"),
+        pytest.param(hang_up, id="hang up"),
+        pytest.param(b"garbage\r\n\r\n", id="not HTTP"),
+        pytest.param(status(200, body=b"x" * 1001), id="too long"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n", id="too long announced"),
+        pytest.param(status(200, b"Content-Encoding: gzip", body=b"xx"), id="compressed"),
+        pytest.param(status(302, b"Location: http://127.0.0.1:1/"), id="redirect"),
+    ],
+)
+def test_what_is_no_answer(answer):
+    began = time.monotonic()
+    refused(Server(answer))
+    assert time.monotonic() - began < 10, "the deadline did not end it"
+
+
+def test_a_body_of_exactly_the_cap_is_an_answer():
+    assert len(talk(Server(status(200, body=b"x" * 1000)), get()).body) == 1000
+
+
+def test_nobody_there():
+    async def main():
+        endpoint = Endpoint("http://127.0.0.1:1", CODES, limits=QUICK)
+        with pytest.raises(MeshkitError) as caught:
+            await endpoint.request("GET", "/")
+        assert caught.value.code == "provider_request_failed"
+        await endpoint.aclose()
+
+    trio.run(main)
+
+
+def test_a_page_is_not_json():
+    server = Server(status(200, b"Content-Type: text/html", body=b"<html>"))
+
+    async def work(endpoint):
+        return (await endpoint.request("GET", "/")).json()
+
+    assert "text/html" in refused(server, work)
+
+
+# -- statuses --------------------------------------------------------------------------------------------------
+
+
+def test_a_status_that_means_no():
+    server = Server(status(403, body=b"no\x1b[31m entry\n"))
+    detail = refused(server, code="provider_http_error")
+    assert detail.startswith("HTTP 403 from http://127.0.0.1:")
+    assert detail.isprintable()
+
+
+def test_a_status_that_is_wanted():
+    assert talk(Server(status(404)), get(accept={200, 404})).status == 404
+
+
+# -- again -----------------------------------------------------------------------------------------------------
+
+
+def test_what_may_be_repeated_is():
+    server = Server(status(503), hang_up, OK)
+    assert talk(server, get(), limits=Limits(tries=3)).body == b"ok"
+    assert len(server.requests) == 3
+
+
+def test_tries_end():
+    server = Server(status(502))
+    refused(server, code="provider_http_error", limits=Limits(tries=3))
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 409, 501])
+def test_what_would_not_change_is_not_repeated(code):
+    server = Server(status(code))
+    refused(server, code="provider_http_error", limits=Limits(tries=3))
+    assert len(server.requests) == 1
+
+
+def test_what_may_not_be_repeated_is_sent_once():
+    server = Server(status(503), OK)
+    refused(
+        server, lambda e: e.request("POST", "/", content=b"x"), "provider_http_error", limits=Limits(tries=3)
+    )
+    assert len(server.requests) == 1
+    server = Server(status(503), OK)
+    talk(server, lambda e: e.request("POST", "/", content=b"x", idempotent=True), limits=Limits(tries=3))
+    assert [request.endswith(b"x") for request in server.requests] == [True, True]
+
+
+def test_retry_after_is_kept_if_there_is_time_for_it():
+    slept = []
+
+    async def work(endpoint):
+        began = trio.current_time()
+        reply = await endpoint.request("GET", "/")
+        slept.append(trio.current_time() - began)
+        return reply
+
+    assert talk(Server(status(429, b"Retry-After: 1"), OK), work, limits=Limits(tries=2)).body == b"ok"
+    assert slept[0] >= 1
+    server = Server(status(429, b"Retry-After: 3600"), OK)
+    refused(server, code="provider_http_error", limits=Limits(tries=2))
+    assert len(server.requests) == 1
+
+
+def test_retry_after_values():
+    assert retry_after(None) is None
+    assert retry_after("7") == 7
+    for junk in ("", "-1", "1.5", "soon", "9" * 30, "\u0661"):
+        assert retry_after(junk) is None
+    ahead = email.utils.formatdate(time.time() + 100, usegmt=True)
+    assert 95 < retry_after(ahead) <= 100
+    assert retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
+
+
+def test_backoff_grows_is_bounded_and_differs():
+    assert all(0 <= backoff(n) <= 10 for n in range(1, 40))
+    assert len({backoff(5) for _ in range(20)}) > 1
+
+
+# -- a server that is away -------------------------------------------------------------------------------------
+
+
+def test_a_dead_server_is_not_asked_by_everyone():
+    server = Server(hang_up)
+
+    async def work(endpoint):
+        for _ in range(breaker.THRESHOLD + 20):
+            with pytest.raises(MeshkitError, match="provider_request_failed"):
+                await endpoint.request("GET", "/")
+        assert len(server.requests) == breaker.THRESHOLD
+        server.answers = [OK]
+        # When its pause is over it is asked again, and everything goes on.
+        await trio.sleep(breaker.FIRST_S + 0.05)
+        assert (await endpoint.request("GET", "/")).body == b"ok"
+        assert endpoint.failures == 0
+        await endpoint.request("GET", "/")
+
+    talk(server, work)
+
+
+def test_the_pause_of_a_breaker():
+    async def main():
+        circuit = breaker.Breaker()
+        for _ in range(breaker.THRESHOLD):
+            assert circuit.wait_s() == 0
+            circuit.failed()
+        pause = breaker.FIRST_S
+        for _ in range(8):
+            assert circuit.wait_s() == pytest.approx(pause)
+            await trio.sleep(pause)
+            assert circuit.wait_s() == 0, "one may go"
+            assert circuit.wait_s() > 0, "and only one"
+            circuit.failed()
+            pause = min(breaker.MOST_S, pause * 2)
+        await trio.sleep(pause)
+        assert circuit.wait_s() == 0
+        circuit.abandoned()
+        assert circuit.wait_s() == 0, "who gave up took nothing with him"
+        circuit.answered()
+        assert circuit.wait_s() == circuit.wait_s() == 0
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_refusal_is_an_answer():
+    server = Server(status(404))
+
+    async def work(endpoint):
+        for _ in range(breaker.THRESHOLD * 2):
+            with pytest.raises(MeshkitError, match="provider_http_error"):
+                await endpoint.request("GET", "/")
+
+    talk(server, work)
+    assert len(server.requests) == breaker.THRESHOLD * 2
+
+
+# -- redirects -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc/passwd", "ftp://127.0.0.1/", "http://user:pw@127.0.0.1/", "", "gopher://x", "http://[bad/"],
+)
+def test_redirects_that_are_not_followed(location):
+    server = Server(status(302, b"Location: " + location.encode()), OK)
+    refused(server, redirects=3)
+    assert len(server.requests) == 1
+
+
+def test_redirects_are_followed_as_often_as_said():
+    hop = status(307, b"Location: /elsewhere")
+    server = Server(hop, hop, OK)
+    assert talk(server, get(), redirects=2).body == b"ok"
+    assert server.requests[-1].startswith(b"GET /elsewhere ")
+    refused(Server(hop), redirects=2)
+    refused(Server(hop, OK), lambda e: e.request("PUT", "/", content=b"x"), redirects=2)
+
+
+def test_credentials_stay_with_their_server():
+    other = Server(OK)
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            there = await nursery.start(partial(trio.serve_tcp, other.handle, 0, host="127.0.0.1"))
+            port = there[0].socket.getsockname()[1]
+            first = Server(status(302, b"Location: http://127.0.0.1:%d/there" % port))
+            here = await nursery.start(partial(trio.serve_tcp, first.handle, 0, host="127.0.0.1"))
+            url = f"http://127.0.0.1:{here[0].socket.getsockname()[1]}"
+            endpoint = Endpoint(url, CODES, auth=BearerAuth(Secret("canary")), redirects=1, limits=QUICK)
+            assert (await endpoint.request("GET", "/")).body == b"ok"
+            await endpoint.aclose()
+            nursery.cancel_scope.cancel()
+            return first
+
+    first = trio.run(main)
+    assert b"Bearer canary" in first.requests[0]
+    assert b"canary" not in other.requests[0]
+
+
+# -- addresses, TLS, secrets -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com",
+        "ftp://127.0.0.1",
+        "https://user:pw@example.com",
+        "https://x/?q=1",
+        "https://",
+        "x",
+        "",
+    ],
+)
+def test_addresses_that_are_refused(url):
+    with pytest.raises(MeshkitError) as caught:
+        Endpoint(url, CODES)
+    assert caught.value.code == "invalid_config"
+    assert "pw" not in caught.value.detail
+
+
+def test_plain_http_elsewhere_only_if_it_is_meant():
+    assert Endpoint("http://example.com", CODES, insecure=True).name == "http://example.com"
+    for local in ("http://127.0.0.1:5", "http://[::1]:5", "http://localhost"):
+        Endpoint(local, CODES)
+
+
+def test_certificates(tmp_path):
+    """The server's is checked against the right authorities and the right name; a client's can be asked for."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    client = authority.issue_cert("client@example.org")
+    for name, ca in (("good", authority), ("bad", stranger)):
+        ca.cert_pem.write_to_path(tmp_path / name)
+    client.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    client.private_key_pem.write_to_path(tmp_path / "key")
+    mine = Tls(tmp_path / "good", tmp_path / "cert", tmp_path / "key")
+    server = Server(OK)
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            serve = partial(trio.serve_ssl_over_tcp, server.handle, 0, context, host="127.0.0.1")
+            listeners = await nursery.start(partial(serve, https_compatible=True))
+            port = listeners[0].transport_listener.socket.getsockname()[1]
+            answers = {}
+            for what, host, tls in (
+                ("right", "localhost", mine),
+                (
+                    "another authority",
+                    "localhost",
+                    Tls(tmp_path / "bad", tmp_path / "cert", tmp_path / "key"),
+                ),
+                ("the system's authorities", "localhost", Tls()),
+                ("another name", "127.0.0.1", mine),
+                ("no client certificate", "localhost", Tls(tmp_path / "good")),
+            ):
+                endpoint = Endpoint(f"https://{host}:{port}", CODES, tls=tls, limits=Limits(tries=1))
+                try:
+                    answers[what] = (await endpoint.request("GET", "/")).status
+                except MeshkitError as error:
+                    answers[what] = error.code
+                await endpoint.aclose()
+            nursery.cancel_scope.cancel()
+            return answers
+
+    answers = trio.run(main)
+    assert answers.pop("right") == 200
+    assert set(answers.values()) == {"provider_request_failed"}, answers
+
+
+def test_tls_files_that_are_none(tmp_path):
+    (tmp_path / "junk").write_text("junk")
+    for tls in (Tls(tmp_path / "missing"), Tls(tmp_path / "junk"), Tls(certificate=tmp_path / "junk")):
+        with pytest.raises(MeshkitError, match="invalid_config"):
+            Endpoint("https://localhost", CODES, tls=tls)
+
+
+def test_secrets(tmp_path, monkeypatch):
+    assert SecretSource().load() is None
+    monkeypatch.setenv("A_TOKEN", " canary\n")
+    secret = SecretSource(env="A_TOKEN").load()
+    assert secret.reveal() == "canary"
+    assert "canary" not in repr(secret) + str(secret) + f"{secret}"
+    file = tmp_path / "token"
+    file.write_text("canary\n")
+    file.chmod(0o640)
+    for source in (
+        SecretSource(env="NO_TOKEN"), SecretSource(file=file), SecretSource(file=tmp_path / "none"),
+    ):  # fmt: skip
+        with pytest.raises(MeshkitError, match="invalid_config") as caught:
+            source.load()
+        assert "canary" not in str(caught.value)
+    file.chmod(0o600)
+    assert SecretSource(file=file).load().reveal() == "canary"
+    file.write_text("two\nlines")
+    with pytest.raises(MeshkitError, match="invalid_config"):
+        SecretSource(file=file).load()
