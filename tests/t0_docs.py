@@ -88,7 +88,7 @@ def test_the_example_configuration_is_valid(tmp_path):
     (example,) = re.findall(r"```json\n(.*?)```", text_of("docs/operations.md"), flags=re.DOTALL)
     read = config.loads(example.encode(), tmp_path)
     assert read.key_vault is not None
-    assert read.provider.store == tmp_path / "blocks"
+    assert read.provider.directories() == [tmp_path / "blocks"]
 
 
 def test_constants_have_the_value_that_is_written_down():
