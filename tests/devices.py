@@ -25,7 +25,7 @@ from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.service import initialize
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
-from meshkitfs.providers import _durable
+from meshkitfs.providers import ProviderSpec, _durable
 from meshkitfs.shares import Terms
 from meshkitfs.state import Spool
 from meshkitfs.vfs import ControlFiles, MeshFilesystem
@@ -207,7 +207,7 @@ class Device:
                 initialize,
                 self.home,
                 name,
-                f"local:{self.blocks}",
+                ProviderSpec.local(self.blocks),
                 str(self.metadata),
                 "plain-file",
                 None,
