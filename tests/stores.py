@@ -69,14 +69,13 @@ def opened(portal: Portal, config: dict[str, Any], base: Path) -> Iterator[ByteS
 @contextlib.contextmanager
 def local(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
     with opened(portal, {"type": "local-dev"}, tmp_path) as store:
-        assert isinstance(store, LocalStore)
+        yield Opened(store, functools.partial(_plant_file, tmp_path / "blocks"))
 
-        def plant(digest: bytes, data: bytes) -> None:
-            path = store.directory / store.place(digest)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
 
-        yield Opened(store, plant)
+def _plant_file(directory: Path, digest: bytes, data: bytes) -> None:
+    path = directory / LocalStore.place(digest)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -99,10 +98,53 @@ def s3_moto(portal: Portal, request: Any, tmp_path: Path) -> contextlib.Abstract
     return _s3(portal, request.getfixturevalue("moto_s3"), tmp_path)
 
 
+@contextlib.contextmanager
+def gateway_helia(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    """Helia's gateway over the directory that is written to."""
+    url, directory = request.getfixturevalue("helia")
+    below = {"type": "local-dev", "store": str(directory)}
+    config = {"type": "gateway-retrieval", "gatewayUrl": url, "storage": below}
+    with opened(portal, config, tmp_path) as store:
+        yield Opened(store, functools.partial(_plant_file, directory))
+
+
+@contextlib.contextmanager
+def fallback(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    """Two S3 servers, the first with other credentials than the second."""
+    rclone, moto = request.getfixturevalue("rclone_s3"), request.getfixturevalue("moto_s3")
+    files = []
+    for server in (rclone, moto):
+        file = tmp_path / f"{server.access_key}.credentials"
+        file.write_text(
+            f"[default]\naws_access_key_id = {server.access_key}\naws_secret_access_key = {server.secret_key}\n"
+        )
+        file.chmod(0o600)
+        files.append(str(file))
+    prefix = os.urandom(8).hex()
+    config = {
+        "type": "fallback",
+        "copies": 2,
+        "providers": [
+            server.config(prefix=prefix, credentialsFile=file)
+            for server, file in zip((rclone, moto), files, strict=True)
+        ],
+    }
+    with opened(portal, config, tmp_path) as store:
+
+        def plant(digest: bytes, data: bytes) -> None:
+            for server in (rclone, moto):
+                key = f"{prefix}/{cid_text(digest)}"
+                server.client().put_object(Bucket=server.bucket, Key=key, Body=data)
+
+        yield Opened(store, plant)
+
+
 Entry = Callable[[Portal, Any, Path], contextlib.AbstractContextManager[Opened]]
 # A new provider joins the contract here.
 STORES: dict[str, Entry] = {
     "local": local,
     "s3-rclone": s3_rclone,
     "s3-moto": s3_moto,
+    "gateway-helia": gateway_helia,
+    "fallback": fallback,
 }

@@ -19,8 +19,9 @@ import pytest
 import stores
 import trio
 import trio.testing
-from servers.moto import moto_s3  # noqa: F401
-from servers.rclone import rclone_s3  # noqa: F401
+from servers.helia import helia_fixture  # noqa: F401
+from servers.moto import moto_s3_fixture  # noqa: F401
+from servers.rclone import rclone_s3_fixture  # noqa: F401
 
 from meshkitfs.core.blocks import MAX_SEALED, SealedBlock, VerifiedBlock, Where, seal_block
 from meshkitfs.core.cid import cid_text, digest_of

@@ -108,8 +108,9 @@ class Endpoint:
     ) -> Reply:
         """Send a request and return its answer, whole.
 
-        ``path`` is below the base URL, at its host or at a ``subdomain`` of it; ``accept`` are the statuses that the caller wants to see, every other
-        one raises the ``refused`` code. ``cap`` and ``deadline_s`` (for each try) take the place of the
+        ``path`` is below the base URL, at its host or at a ``subdomain`` of it; ``accept`` are the statuses
+        that the caller wants to see, every other one raises the ``refused`` code. ``cap`` and ``deadline_s``
+        (for each try) take the place of the
         limits'. ``idempotent`` says that it may be repeated; by default the method tells.
 
         Raises the ``unreachable`` code when there is no valid answer, after the tries that are allowed.

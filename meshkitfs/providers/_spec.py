@@ -18,6 +18,8 @@ __all__ = ["KINDS", "SPEC", "SPECS", "ProviderSpec", "open_provider", "parse_pro
 KINDS: Final[dict[str, str]] = {
     "local-dev": "meshkitfs.providers.local:LocalOptions",
     "s3": "meshkitfs.providers.s3:S3Options",
+    "gateway-retrieval": "meshkitfs.providers.gateway:GatewayOptions",
+    "fallback": "meshkitfs.providers.fallback:FallbackOptions",
 }
 _SHORT_NAMES: Final = {"local": "local-dev", "ipfs": "ipfs-http"}
 # MeshKit's names that are not here yet: a person who writes one deserves to hear "not yet", not "unknown".

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import platform
 import shutil
 import stat
@@ -79,15 +80,10 @@ def npm(place: Path, _target: Path) -> None:
             shutil.copy2(file, place)
     binary = node_command()[0]
     program = Path(binary).parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    options = (
-        "--omit=optional",
-        "--omit=dev",
-        "--no-audit",
-        "--no-fund",
-        "--ignore-scripts",
-        "--prefix",
-        str(place),
-    )
+    options = ["--omit=dev", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(place)]
+    # Left out unless the package says that it does not run without: native parts that are not used.
+    if not json.loads((place / "package.json").read_text()).get("config", {}).get("optional"):
+        options.append("--omit=optional")
     _run(binary, str(program), "ci", *options)
 
 

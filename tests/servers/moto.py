@@ -44,7 +44,7 @@ def moto_server() -> Iterator[tuple[S3Server, Server]]:
         yield server, process
 
 
-@pytest.fixture(scope="session")
-def moto_s3() -> Iterator[S3Server]:
+@pytest.fixture(name="moto_s3", scope="session")
+def moto_s3_fixture() -> Iterator[S3Server]:
     with moto_server() as (server, _):
         yield server

@@ -37,7 +37,7 @@ def rclone_server(*options: str) -> Iterator[tuple[S3Server, Server]]:
             yield server, process
 
 
-@pytest.fixture(scope="session")
-def rclone_s3() -> Iterator[S3Server]:
+@pytest.fixture(name="rclone_s3", scope="session")
+def rclone_s3_fixture() -> Iterator[S3Server]:
     with rclone_server() as (server, _):
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,11 +45,16 @@ class S3Server:
 
     def client(self) -> Any:
         """An independent client: botocore's."""
-        return botocore.session.get_session().create_client(
-            "s3",
-            region_name="us-east-1",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
-        )
+        return _client(self.endpoint, self.access_key, self.secret_key)
+
+
+@functools.cache  # making one takes a second
+def _client(endpoint: str, access_key: str, secret_key: str) -> Any:
+    return botocore.session.get_session().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
+    )
