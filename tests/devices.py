@@ -192,7 +192,7 @@ Session._close = _close_unless_crashed
 class Device:
     """One home with its session and filesystem."""
 
-    def __init__(self, world, root, name, beside=None):
+    def __init__(self, world, root, name, beside=None, provider=None):
         self.world = world
         self.root = Path(root)
         self.name = name
@@ -207,7 +207,7 @@ class Device:
                 initialize,
                 self.home,
                 name,
-                ProviderSpec.local(self.blocks),
+                provider or ProviderSpec.local(self.blocks),
                 str(self.metadata),
                 "plain-file",
                 None,

@@ -30,8 +30,9 @@ HOST = "127.0.0.1"
 
 
 class Request(NamedTuple):
-    """What was asked: the CID, the query and the headers (names in lower case)."""
+    """What was asked: the method, the CID, the query and the headers (names in lower case)."""
 
+    method: str
     cid: str
     query: str
     headers: dict[str, str]
@@ -216,15 +217,25 @@ class EvilGateway:
                         return
                     data += more
                 head, _, data = data.partition(b"\r\n\r\n")
-                await self._answer(stream, head.decode("latin-1"))
+                first, *lines = head.decode("latin-1").split("\r\n")
+                pairs = (line.partition(":") for line in lines)
+                headers = {name.lower(): value.strip() for name, _, value in pairs}
+                # A body is read, since whoever sends it would wait; what it says is nobody's business here.
+                length = int(headers.get("content-length", "0"))
+                while len(data) < length:
+                    more = await stream.receive_some(65536)
+                    if not more:
+                        return
+                    data += more
+                data = data[length:]
+                await self._answer(stream, first, headers)
 
-    async def _answer(self, stream: trio.SocketStream, head: str) -> None:
-        first, *lines = head.split("\r\n")
-        target, _, query = first.split(" ")[1].partition("?")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    async def _answer(self, stream: trio.SocketStream, first: str, headers: dict[str, str]) -> None:
+        method, target, _ = first.split(" ")
+        target, _, query = target.partition("?")
         host = headers.get("host", "")
         cid = host.split(".")[0] if ".ipfs." in host else target.rpartition("/")[2]
-        self.requests.append(Request(cid, query, headers))
+        self.requests.append(Request(method, cid, query, headers))
         block = self._blocks.get(cid)
         for key in (cid, None):
             told = self._told.get(key)
