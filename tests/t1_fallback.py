@@ -8,6 +8,7 @@ from pathlib import Path
 import evil
 import pytest
 import trio
+import trio.testing
 
 from meshkitfs.core.blocks import Where, seal_block
 from meshkitfs.core.cid import digest_of
@@ -164,6 +165,36 @@ def test_durable_only_where_all_that_took_something_say_so(members):
     members[1].heal()
     run(store.sync)
     assert ("sync", b"") not in members[2].log  # it took nothing
+
+
+def test_a_write_that_ends_while_a_sync_is_under_way_is_not_covered_by_it(members):
+    store = FallbackStore(members[:1])
+    inside, go_on = trio.Event(), trio.Event()
+    real_put, real_sync = members[0].put, members[0].sync
+    syncs = []
+
+    async def put(block):
+        inside.set()
+        await go_on.wait()
+        await real_put(block)
+
+    async def sync():
+        syncs.append("sync")
+        await real_sync()
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def main():
+        members[0].put, members[0].sync = put, sync
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.put, sealed())
+            await inside.wait()
+            await store.sync()
+        await store.sync()
+        await store.sync()
+
+    trio.run(main)
+    assert syncs == ["sync", "sync"]  # the third had nothing to do
 
 
 # -- deleting and asking ------------------------------------------------------------------------------------

@@ -205,6 +205,18 @@ def test_virtual_host_style(moto_s3, monkeypatch, prefix):
     assert keys == [f"{prefix}/{cid_text(block.digest)}"]
 
 
+def test_a_block_that_was_damaged_here_is_not_sent(server, prefix, tmp_path):
+    block = sealed()
+    (tmp_path / "spool").write_bytes(bytes(block.data)[:-1] + b"?")
+
+    async def work(store):
+        with pytest.raises(MeshkitError) as caught:
+            await store.put_file(block.digest, tmp_path / "spool")
+        return caught.value.code, await store.count()
+
+    assert use(server.config(prefix=prefix), work) == ("cid_mismatch", 0)
+
+
 # -- credentials ---------------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ def test(context: Context, args: argparse.Namespace) -> int:
         spec = config.load(context.home.config_path).provider
     found = run_async(partial(examine, spec, write=True))
     data = found.as_dict()
-    lines = [printable(found.name), *table(("", "step", "took", ""), [_row(step) for step in data["steps"]])]
+    lines = [printable(found.name), *table(("", "step", "took"), [_row(step) for step in data["steps"]])]
     if data["capabilities"] is not None:
         lines += ["", *(_capability(name, data["capabilities"][name]) for name in _CAPABILITIES)]
     lines += _source_lines(data["sources"])
@@ -53,10 +53,9 @@ def test(context: Context, args: argparse.Namespace) -> int:
     return exit_code_for(failed[0].error or MeshkitError("provider_request_failed")) if failed else 0
 
 
-def _row(step: dict[str, Any]) -> tuple[str, str, str, str]:
-    code = step["failure"]["code"] if step["failure"] else ""
+def _row(step: dict[str, Any]) -> tuple[str, str, str]:
     words = _STEPS.get(step["name"], step["name"])
-    return ("ok" if step["ok"] else "FAIL", words, f"{step['ms']:.0f} ms", code)
+    return ("ok" if step["ok"] else "FAIL", words, f"{step['ms']:.0f} ms")
 
 
 def _capability(name: str, value: bool | None) -> str:

@@ -8,8 +8,9 @@ and gets no copy later. A block is gone when every store has deleted it, and abs
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,8 +97,9 @@ class FallbackStore:
         self._stores = tuple(stores)
         self._copies = copies
         self._sources = {store.name: Source(store.name) for store in stores}
-        # Stores that have taken or deleted something since their last sync.
-        self._unsynced: set[int] = set()
+        # For each store: how often it was written to, and how much of that its syncs have covered.
+        self._written = [0] * len(stores)
+        self._synced = [0] * len(stores)
         self.counters = Counters()
         self.name = f"fallback:{', then '.join(store.name for store in stores)}"
 
@@ -172,10 +174,9 @@ class FallbackStore:
         self.counters.puts += 1
         taken, problems = 0, []
         for index, store in enumerate(self._stores):
-            # Before: what is cut off may have been stored all the same.
-            self._unsynced.add(index)
             try:
-                await action(store)()
+                with self._writing(index):
+                    await action(store)()
             except MeshkitError as error:
                 if error.code in _FINAL:
                     raise
@@ -196,8 +197,8 @@ class FallbackStore:
         """`delete` for many."""
 
         async def one(index: int) -> None:
-            self._unsynced.add(index)
-            await self._stores[index].delete_many(digests)
+            with self._writing(index):
+                await self._stores[index].delete_many(digests)
 
         await each(one, range(len(self._stores)))
 
@@ -208,10 +209,22 @@ class FallbackStore:
         """
 
         async def one(index: int) -> None:
+            covered = self._written[index]
             await self._stores[index].sync()
-            self._unsynced.discard(index)
+            self._synced[index] = max(self._synced[index], covered)
 
-        await each(one, sorted(self._unsynced))
+        behind = [index for index, count in enumerate(self._written) if count > self._synced[index]]
+        await each(one, behind)
+
+    @contextlib.contextmanager
+    def _writing(self, index: int) -> Iterator[None]:
+        """Note a write: at its beginning, since one that is cut off may have happened all the same, and at
+        its end, since a sync that began before does not cover it."""
+        self._written[index] += 1
+        try:
+            yield
+        finally:
+            self._written[index] += 1
 
     # -- asking ----------------------------------------------------------------------------------------
 

@@ -20,19 +20,19 @@ ACCESS_KEY, SECRET_KEY = "AKIDRCLONE", "rclone-secret/+key"
 
 
 @contextlib.contextmanager
-def rclone_server(*options: str) -> Iterator[tuple[S3Server, Server]]:
-    """A server with one bucket, and its process."""
+def rclone_server(*, port: int | None = None, place: Path | None = None) -> Iterator[tuple[S3Server, Server]]:
+    """A server with one bucket, and its process; at a ``port``, over a directory ``place``, if they matter."""
     why = install.missing(install.TARGET, "rclone")
     if why:
         not_tested("S3 with rclone", why)
-    with tempfile.TemporaryDirectory(prefix="mkrclone-") as place:
-        port = free_port()
+    with tempfile.TemporaryDirectory(prefix="mkrclone-") as own:
+        port, place = port or free_port(), place or Path(own)
         command = [
             install.TARGET / "rclone" / "rclone", "serve", "s3", "--config", "/dev/null", "--addr", f"{HOST}:{port}",
-            "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", *options, place,
+            "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", place,
         ]  # fmt: skip
         server = S3Server(f"http://{HOST}:{port}", "blocks", ACCESS_KEY, SECRET_KEY)
-        Path(place, server.bucket).mkdir()
+        (place / server.bucket).mkdir(parents=True, exist_ok=True)
         with started(command, ready=answers(port), name="rclone serve s3") as process:
             yield server, process
 
