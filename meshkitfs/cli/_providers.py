@@ -13,7 +13,7 @@ from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._output import printable, table
 
-__all__ = ["test"]
+__all__ = ["source_lines", "test"]
 
 _STEPS = {
     "open": "can be used as configured",
@@ -44,7 +44,7 @@ def test(context: Context, args: argparse.Namespace) -> int:
     lines = [printable(found.name), *table(("", "step", "took"), [_row(step) for step in data["steps"]])]
     if data["capabilities"] is not None:
         lines += ["", *(_capability(name, data["capabilities"][name]) for name in _CAPABILITIES)]
-    lines += _source_lines(data["sources"])
+    lines += source_lines(data["sources"])
     failed = [step for step in found.steps if step.error is not None]
     if failed and failed[0].error is not None:
         error = failed[0].error
@@ -62,7 +62,8 @@ def _capability(name: str, value: bool | None) -> str:
     return f"  {'not known' if value is None else 'yes' if value else 'no'}: {_CAPABILITIES[name]}"
 
 
-def _source_lines(sources: list[dict[str, Any]]) -> list[str]:
+def source_lines(sources: list[dict[str, Any]]) -> list[str]:
+    """Return what is known of the places blocks come from, where there are several."""
     if len(sources) < 2:
         return []
     lines = ["", "Read from, in this order:"]

@@ -6,12 +6,14 @@ the rest of the program only as a `VerifiedBlock`, which exists only if the byte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from meshkitfs.core.blocks import SealedBlock, VerifiedBlock
+from meshkitfs.errors import MeshkitError
 
 __all__ = ["ByteStore", "Capabilities", "Counters", "Source", "Usage"]
 
@@ -62,6 +64,23 @@ class Source:
     failed: int = 0
     wrong: int = 0
     barred: str = ""
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Count how asking for one block goes. That it does not have the block is a proper answer."""
+        try:
+            yield
+        except MeshkitError as error:
+            self.note(error)
+            raise
+        self.served += 1
+
+    def note(self, error: MeshkitError) -> None:
+        """Count a failure."""
+        if error.code == "cid_mismatch":
+            self.wrong += 1
+        elif error.code != "block_unavailable":
+            self.failed += 1
 
 
 @runtime_checkable

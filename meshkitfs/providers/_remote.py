@@ -38,6 +38,7 @@ class RemoteStore(ABC):
         self.name = name
         self.counters = Counters()
         self.capabilities = Capabilities()
+        self._source = Source(name)
 
     # -- what a subclass says --------------------------------------------------------------------------
 
@@ -62,7 +63,8 @@ class RemoteStore(ABC):
     async def get(self, digest: bytes) -> VerifiedBlock:
         """The block of that digest. Raises block_unavailable, cid_mismatch, provider_request_failed."""
         self.counters.gets += 1
-        block = await self._read(digest)
+        with self._source.asked():
+            block = await self._read(digest)
         self.counters.bytes_in += len(block.data)
         return block
 
@@ -148,7 +150,7 @@ class RemoteStore(ABC):
 
     def sources(self) -> list[Source]:
         """The places blocks are read from, and what is known of each."""
-        return [Source(self.name, served=self.counters.gets)]
+        return [self._source]
 
     def usage(self) -> Usage:
         """No known bound."""

@@ -116,15 +116,11 @@ class FallbackStore:
         for store in self._stores:
             source = self._sources[store.name]
             try:
-                block = await store.get(digest)
+                with source.asked():
+                    block = await store.get(digest)
             except MeshkitError as error:
-                if error.code == "cid_mismatch":
-                    source.wrong += 1
-                elif error.code != "block_unavailable":
-                    source.failed += 1
                 problems.append(error)
                 continue
-            source.served += 1
             if problems:
                 _log.info("a block came from %s: %s", store.name, ", ".join(e.code for e in problems))
             self.counters.bytes_in += len(block.data)

@@ -53,6 +53,7 @@ class LocalStore:
         self.directory = directory
         self.name = f"local-dev:{directory}"
         self.counters = Counters()
+        self._source = Source(self.name)
         self._dir = str(directory)
         self._temporary = f"{self._dir}/{_layout.TEMPORARY}"
         self._lock = threading.Lock()
@@ -98,8 +99,14 @@ class LocalStore:
         """`get` without the trip, for callers that are in a worker thread already."""
         with self._lock:
             self.counters.gets += 1
-        block = VerifiedBlock.check(digest, self._read(digest))
+        try:
+            block = VerifiedBlock.check(digest, self._read(digest))
+        except MeshkitError as error:
+            with self._lock:
+                self._source.note(error)
+            raise
         with self._lock:
+            self._source.served += 1
             self.counters.bytes_in += len(block.data)
         return block
 
@@ -225,7 +232,7 @@ class LocalStore:
 
     def sources(self) -> list[Source]:
         """The directory."""
-        return [Source(self.name, served=self.counters.gets)]
+        return [self._source]
 
     def close(self) -> None:
         """Nothing is held open."""
