@@ -39,16 +39,21 @@ def _cells(row: dict[str, Any]) -> list[object]:
 
 
 def restore(context: Context, args: argparse.Namespace) -> int:
-    """``restore PATH --at WHEN [--to NEWPATH]``"""
+    """``restore PATH --at WHEN [--to NEWPATH | --exact]``"""
     points = mount_points(context.home)
-    params = {"path": past_path(args.path, points), "at": args.at}
+    params = {"path": past_path(args.path, points), "at": args.at, "exact": args.exact}
     if args.to is not None:
         params["to"] = past_path(args.to, points)
     data = context.call("restore", params)
     counts = [_count(data.get(name), one, many) for name, one, many in _COUNTED]
     done = ", ".join(count for count in counts if count)
     place, version = printable(data.get("to")), f"version {data.get('version')}"
-    if done:
+    if args.exact and data.get("replaced") != data.get("version"):
+        lines = [
+            f"{place} is exactly what it was in {version}, {ago(data.get('time'))}.",
+            f"What was there before stays in the history, in version {data.get('replaced')}.",
+        ]
+    elif done:
         lines = [
             f"Brought back to {place} from {version}, {ago(data.get('time'))}: {done}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",

@@ -14,10 +14,11 @@ from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._directories import in_parallel
 from meshkitfs.shares._events import Event, NameChanged, NodeChanged
 from meshkitfs.shares._merge import Plan
 from meshkitfs.shares._nodes import Child, DirNode, Node
-from meshkitfs.shares._tree import Tree, in_parallel
+from meshkitfs.shares._tree import Tree
 from meshkitfs.shares._versions import LINKS, Directory, Library, Place, links_entry
 
 __all__ = ["Graft"]
@@ -61,6 +62,9 @@ class Graft:
         elif self._theirs.links is None and LINKS in plan.edits and links.entry is not None:
             # Only ours has a table, so it stays; but what is in it may be theirs now.
             self._sources[LINKS] = await self._library.directory(links.entry)
+        elif self._theirs.links is None and links.entry is not None:
+            # A version from before there was a table is taken over: nothing has several names in it.
+            self._sources[LINKS] = Directory(DirManifest(links.oid, 0, 0, 0, ()), [])
         while level:
             below = [entry for oid, source in level for entry in self._differing(oid, source)]
             level = await self._read(below)
@@ -113,6 +117,8 @@ class Graft:
             table.oid = self._theirs.links_oid
             table.entry = links_entry(self._theirs)
             table.version = max(table.version, table.entry.ver)
+        elif LINKS not in self._plan.edits:
+            tree.links.entry = None
         if LINKS in self._sources:
             waiting.append((tree.links, LINKS))
         while waiting:

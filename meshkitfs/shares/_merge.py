@@ -69,9 +69,11 @@ class Merge:
 
     def __init__(
         self, library: Library, base: DirManifest, ours: DirManifest, theirs: DirManifest, who: str,
-        day: datetime.date,
+        day: datetime.date, *, partly: bool = False,
     ) -> None:  # fmt: skip
         self._library = library
+        # Whether some of it may be missing; see `diff`.
+        self._partly = partly
         self._base, self._ours, self._theirs = base, ours, theirs
         self._who = who
         self._day = day
@@ -82,8 +84,8 @@ class Merge:
 
     async def run(self) -> Plan:
         """Return the plan. Reads directories of all three versions; raises what that raises."""
-        mine = await diff(self._library, self._base, self._ours)
-        others = await diff(self._library, self._base, self._theirs)
+        mine = await diff(self._library, self._base, self._ours, partly=self._partly)
+        others = await diff(self._library, self._base, self._theirs, partly=self._partly)
         for key in {*mine.before, *mine.after, *others.before, *others.after}:
             base = mine.before.get(key) or others.before.get(key)
             self._objects[key] = _Object(base, _in(mine, key, base), _in(others, key, base))

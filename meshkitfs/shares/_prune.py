@@ -169,7 +169,7 @@ async def prune(share: Share, rules: Rules, *, dry_run: bool) -> Pruned:
     services = share.services
     for attempt in range(_TRIES):
         history = share.history
-        await history.refresh(await share.use("reshare", current=True))
+        await history.refresh(await share.past.use("reshare", current=True))
         now = int(services.wall())
         result = Pruned(choose(history.kept, rules, now))
         if dry_run or not result.given_up:
@@ -191,6 +191,6 @@ async def prune(share: Share, rules: Rules, *, dry_run: bool) -> Pruned:
             if error.code != "head_conflict" or attempt == _TRIES - 1:
                 raise
             continue
-        await history.refresh(await share.use("reshare", current=True))
+        await history.refresh(await share.past.use("reshare", current=True))
         break
     return result

@@ -18,17 +18,20 @@ from meshkitfs.core.manifest import FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._directories import in_parallel
 from meshkitfs.shares._events import NameChanged, NodeChanged
 from meshkitfs.shares._history import Version
+from meshkitfs.shares._lookback import open_directory
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._past import SNAPSHOTS
 from meshkitfs.shares._restore_plan import Item, Path, Plan, Twins, reach, text_of
-from meshkitfs.shares._tree import Tree, check_name, in_parallel
+from meshkitfs.shares._tree import Tree, check_name
+from meshkitfs.shares._walk import FAULTS
 
 if TYPE_CHECKING:
     from meshkitfs.shares._share import Share
 
-__all__ = ["Restored", "restore"]
+__all__ = ["Restored", "go_back", "restore"]
 
 # Objects that are brought back in one change of the tree; a merge waits for at most this.
 BATCH: Final = 32
@@ -81,6 +84,31 @@ async def restore(
         twins.let_go(share.tree)
     await share.flush()
     return work.done
+
+
+async def go_back(share: Share, version: Version) -> Restored:
+    """Make the whole of ``share`` exactly what it was in ``version``; returns when published.
+
+    This needs nothing of the newest version, so it is the way out when that cannot be read any more. What was
+    changed here and could not be published for that reason stays, on top of the old version. Raises
+    ``version_not_granted``, ``right_not_granted``, ``block_unavailable`` if the old version cannot be read
+    either, and what can keep a change from being published.
+    """
+    grant = await share.past.use("write", current=True)
+    await open_directory(share, grant, version)
+    if version.hash == grant.head.hash and not share.dirty:
+        return Restored(replaced=version.number)
+    try:
+        # What this replaces is to be found in the history.
+        await share.flush()
+    except MeshkitError as error:
+        if error.code not in FAULTS:
+            raise
+    grant = await share.past.use("write", current=True)
+    replaced = grant.head.version
+    await share.go_back(version.head)
+    await share.flush()
+    return Restored(replaced=replaced)
 
 
 class _Restore:

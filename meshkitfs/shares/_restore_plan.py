@@ -90,11 +90,11 @@ class Plan:
         tree = share.tree
         assert tree is not None  # `use` loads it
         root = await open_directory(share, grant, self._version)
-        found = await Lookback(tree, grant).find(root, path)
+        found = await Lookback(tree.reader, grant).find(root, path)
         if found is None:
             raise MeshkitError("path_not_found", f"{text_of(path)!r} in version {self._version.number}")
         self.above = [] if self._fresh else list(found.above)
-        library = Library(tree, grant)
+        library = Library(tree.reader, grant)
         linked = found.name.kind == HARDLINK
         waiting: list[tuple[Item, Child | None, DirNode | None]] = [
             (Item(self._target, found.entry, linked), await self._target_now(tree, grant), None)

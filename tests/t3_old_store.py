@@ -1,0 +1,290 @@
+"""A byte store that went back in time, while the metadata store did not: what still works, and the ways out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+
+import pytest
+from devices import Device, Refused, World, pattern, scratch
+
+from meshkitfs.daemon.service import Service
+from meshkitfs.errors import MeshkitError
+from meshkitfs.providers import LocalStore
+
+
+@pytest.fixture
+def world():
+    with World() as world:
+        yield world
+
+
+@pytest.fixture
+def place():
+    place = scratch()
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def alice(world, place):
+    device = Device(world, f"{place}/alice", "alice").start()
+    device.create_share("first")
+    yield device
+    if device.session is not None:
+        device.close()
+
+
+@pytest.fixture
+def bob(world, place, alice):
+    device = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", device)
+    yield device
+    if device.session is not None:
+        device.close()
+
+
+def call(device, method, **params):
+    return device.world.run(Service(device.session).call, method, params)
+
+
+def go_back(device, at):
+    return call(device, "restore", path="first", at=at, exact=True)
+
+
+def verified(device, **params):
+    (found,) = call(device, "verify", shares=["first"], **params)["shares"]
+    return found
+
+
+@contextlib.contextmanager
+def refused(code):
+    with pytest.raises(MeshkitError) as caught:
+        yield
+    assert caught.value.code == code, caught.value
+
+
+@contextlib.contextmanager
+def fails(code):
+    with pytest.raises(Refused) as caught:
+        yield
+    assert (caught.value.errno, caught.value.code) == (errno.EIO, code)
+
+
+class Store:
+    """The blocks of a device's store, and the ones it had when this was made."""
+
+    def __init__(self, device):
+        self.device = device
+        self.had = self._now()
+
+    def _now(self):
+        return {path: path.read_bytes() for path in self.device.blocks.rglob("*") if len(path.name) > 40}
+
+    def rolled_back(self):
+        """Put it back to what it was; returns what is lost."""
+        lost = {path: data for path, data in self._now().items() if path not in self.had}
+        for path in lost:
+            path.unlink()
+        return lost
+
+
+def versions(device):
+    return {row["version"]: row["what"] for row in call(device, "history", path="first", limit=0)["versions"]}
+
+
+def reopen(device):
+    device.close()
+    device.start()
+
+
+def three_days(alice, *, linked=True):
+    """A share whose last two versions the store has lost: version 2 is whole. Returns what it is."""
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/kept", pattern(1, 300_000))
+    view.write("d/changed", b"old")
+    view.write("gone", b"back again")
+    alice.flush()
+    store = Store(alice)
+    whole = view.contents()
+    view.write("d/changed", b"new")
+    if linked:
+        view.link("d/kept", "twin")
+    view.unlink("gone")
+    alice.flush()
+    view.mkdir("new")
+    view.write("new/file", pattern(2, 300_000))
+    alice.flush()
+    return whole, store
+
+
+def test_what_works_without_the_newest_version(alice):
+    _, store = three_days(alice)
+    lost = store.rolled_back()
+    reopen(alice)
+    with fails("block_unavailable"):
+        alice.view().listdir()
+    # verify says what is missing, repair what it could not find, history what there was.
+    found = verified(alice)
+    assert found["failure"] is None
+    assert sorted(item["versions"] for item in found["broken"]) == [[3], [4]]
+    assert {tuple(item["paths"]) for item in found["broken"]} == {("/",)}
+    assert {item["code"] for item in found["broken"]} == {"block_unavailable"}
+    assert len(verified(alice, live=True)["broken"]) == 1
+    empty = alice.root / "empty"
+    LocalStore.open(empty, create=True).close()
+    done = call(alice, "repair", share="first", sources=[f"local:{empty}"])
+    assert (done["repaired"], len(done["broken"])) == (0, 2)
+    assert versions(alice) == {4: "unreadable", 2: "changed", 1: "created"}
+    assert call(alice, "prune", share="first", last=1, dry_run=True)["given_up"] == 3
+    # Nothing is deleted while something that is kept cannot be read.
+    with refused("block_unavailable"):
+        call(alice, "gc", share="first", grace="0d", delete=True)
+    with refused("block_unavailable"):
+        call(alice, "restore", path="first", at="v2")
+    for path, data in lost.items():
+        path.write_bytes(data)
+    assert alice.view().read("new/file") == pattern(2, 300_000)
+    assert verified(alice)["broken"] == []
+
+
+def test_back_to_the_newest_version_that_is_whole(alice):
+    whole, store = three_days(alice)
+    store.rolled_back()
+    reopen(alice)
+    for when in ("v4", "v3"):
+        with refused("block_unavailable"):
+            go_back(alice, when)
+    done = go_back(alice, "v2")
+    assert (done["version"], done["replaced"], done["exact"]) == (2, 4, True)
+    assert alice.share().base.version == 5
+    assert alice.view().contents() == whole
+    alice.view().write("d/changed", b"newer")
+    alice.flush()
+    reopen(alice)
+    assert alice.view().contents() == whole | {"d/changed": b"newer"}
+    assert verified(alice, live=True)["broken"] == []
+    # What is lost is given up, and then everything is as it should be.
+    call(alice, "prune", share="first", last=2)
+    call(alice, "gc", share="first", grace="0d", delete=True)
+    assert verified(alice)["broken"] == []
+    assert alice.view().contents() == whole | {"d/changed": b"newer"}
+
+
+def test_open_files_and_names_follow(alice):
+    """While the share is in use: also names of a link table that the old version did not have."""
+    whole, _ = three_days(alice)
+    view = alice.view()
+    fh = view.open("d/changed", os.O_RDWR)
+    assert view.pread(fh, 0, 9) == b"new"
+    go_back(alice, "v2")
+    assert view.contents() == whole
+    assert view.pread(fh, 0, 9) == b"old"
+    view.pwrite(fh, 0, b"new")
+    view.release(fh)
+    view.link("gone", "again")
+    alice.flush()
+    assert go_back(alice, "v6")["replaced"] == 6  # the newest: nothing to do
+    assert alice.share().base.version == 6
+    assert go_back(alice, "v4")["replaced"] == 6
+    assert view.read("new/file") == pattern(2, 300_000)
+    assert sorted(view.listdir()) == ["d", "new", "twin"]
+    view.write("twin", b"both")
+    assert view.read("d/kept") == b"both"
+    alice.flush()
+    reopen(alice)
+    assert alice.view().read("d/kept") == b"both"
+    assert verified(alice)["broken"] == []
+
+
+def test_one_damaged_directory(alice):
+    """The newest version can be opened, but not all of it: what is whole in it is brought back after."""
+    view = alice.view()
+    view.mkdir("d")
+    view.write("d/a", b"old")
+    alice.flush()
+    view.write("d/a", b"new")
+    view.write("d/b", pattern(3, 300_000))
+    view.mkdir("lost")
+    view.write("lost/file", b"content")
+    alice.flush()
+    reopen(alice)
+    alice.view().listdir()
+    lost = alice.share().tree.root.children[b"lost"].entry.ref[:32]
+    (alice.blocks / LocalStore.place(lost)).unlink()
+    view = alice.view()
+    with fails("block_unavailable"):
+        view.listdir("lost")
+    assert view.read("d/a") == b"new"
+    (broken,) = verified(alice)["broken"]
+    assert (broken["paths"], broken["kind"], broken["versions"]) == (["lost"], "manifest", [3])
+    go_back(alice, "v2")
+    assert call(alice, "restore", path="first/d", at="v3")["files"] == 2
+    assert view.contents() == {"d": None, "d/a": b"new", "d/b": pattern(3, 300_000)}
+    assert verified(alice, live=True)["broken"] == []
+
+
+def test_unsent_changes_that_stand_on_what_was_lost(alice, bob):
+    _, store = three_days(alice, linked=False)
+    bob.refresh()
+    theirs = bob.view()
+    theirs.contents()
+    theirs.write("d/changed", b"bob's")
+    theirs.write("from bob", b"unsent")
+    bob.world.run(bob.share().journal)
+    bob.crash()
+    store.rolled_back()
+    reopen(alice)
+    go_back(alice, "v2")
+    alice.view().write("from alice", b"after")
+    alice.flush()
+    bob.start()
+    bob.view().listdir()
+    bob.flush()
+    alice.refresh()
+    for view in (bob.view(), alice.view()):
+        assert view.read("from bob") == b"unsent"
+        assert view.read("from alice") == b"after"
+        assert view.read("d/changed") == b"bob's"
+        assert view.read("d/kept") == pattern(1, 300_000)
+        # What he had seen comes back as what it is: lost.
+        with fails("block_unavailable"):
+            view.listdir("new")
+
+
+def test_unsent_changes_here_and_a_newest_version_that_is_lost(alice, bob):
+    """What was changed here cannot be merged into what cannot be read: it is kept, on top of the old version."""
+    view = alice.view()
+    view.write("a", b"1")
+    alice.flush()
+    store = Store(alice)
+    fh = view.open("a", os.O_RDWR)
+    bob.refresh()
+    bob.view().write("from bob", b"lost")
+    bob.flush()
+    assert store.rolled_back()
+    view.pwrite(fh, 1, b" and unsent")
+    view.release(fh)
+    with refused("block_unavailable"):
+        alice.world.run(alice.share().flush)
+    go_back(alice, "v2")
+    assert view.contents() == {"a": b"1 and unsent"}
+    assert not alice.share().dirty
+    bob.refresh()
+    assert bob.view().contents() == {"a": b"1 and unsent"}
+
+
+def test_who_may_go_back(alice, bob):
+    three_days(alice)
+    alice.grant_again("first", bob, "read")
+    bob.refresh()
+    with refused("right_not_granted"):
+        go_back(bob, "v2")
+    for params in ({"path": "first/d"}, {"path": "first", "to": "first/x"}):
+        with refused("invalid_argument"):
+            call(alice, "restore", at="v2", exact=True, **params)
+    with refused("version_not_found"):
+        go_back(alice, "v99")
