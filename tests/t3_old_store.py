@@ -10,6 +10,7 @@ import shutil
 import pytest
 from devices import Device, Refused, World, pattern, scratch
 
+from meshkitfs.core.blocks import REFS_PER_INDEX
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import LocalStore
@@ -288,3 +289,70 @@ def test_who_may_go_back(alice, bob):
             call(alice, "restore", at="v2", exact=True, **params)
     with refused("version_not_found"):
         go_back(alice, "v99")
+
+
+# == what is missing in an old version =================================================================
+
+
+def lose(alice, *refs):
+    for ref in refs:
+        (alice.blocks / LocalStore.place(ref[:32])).unlink()
+
+
+def test_a_file_whose_content_is_missing_is_not_brought_back(alice):
+    """Its manifest is whole, so nothing but looking for the blocks shows it."""
+    view = alice.view()
+    had = Store(alice)
+    view.write("a", pattern(1, 1_000_000))
+    alice.flush()
+    reopen(alice)
+    view = alice.view()
+    biggest = max(had._now().keys() - had.had.keys(), key=lambda path: path.stat().st_size)
+    view.write("a", b"new")
+    alice.flush()
+    biggest.unlink()
+    with refused("block_unavailable"):
+        call(alice, "restore", path="first/a", at="v2")
+    assert view.read("a") == b"new"
+    assert alice.share().base.version == 3
+
+
+def test_a_tree_comes_back_without_what_is_missing_in_it(alice):
+    view = alice.view()
+    for name in ("d", "d/lost", "d/whole"):
+        view.mkdir(name)
+    for name in ("d/lost/file", "d/whole/file", "d/a", "d/b"):
+        view.write(name, pattern(len(name), 200_000))
+    whole = view.contents()
+    view.write("d/film", b"start")
+    view.truncate("d/film", (REFS_PER_INDEX + 3) * 65536)
+    fh = view.open("d/film", os.O_WRONLY)
+    view.pwrite(fh, REFS_PER_INDEX * 65536, b"end")
+    view.release(fh)
+    alice.flush()
+    root = alice.share().tree.root
+    d = root.children[b"d"]
+    directory = d.children[b"lost"]
+    lost = directory.entry.ref
+    content = d.children[b"a"]
+    film = d.children[b"film"]
+
+    async def blocks_of(node):
+        grant = await alice.share().use("read")
+        content = await alice.share().tree.content(grant, node)
+        found = [await content.ref(grant, i) for i in range(content.table.count)]
+        return [ref for ref in found if any(ref)]
+
+    a, ends = (alice.world.run(blocks_of, node) for node in (content, film))
+    view.remove_tree("d")
+    alice.flush()
+    reopen(alice)
+    alice.view().listdir()
+    lose(alice, lost, a[-1], ends[-1])
+    done = call(alice, "restore", path="first/d", at="v2")
+    assert done["unreadable"] == ["first/d/a", "first/d/film", "first/d/lost"]
+    assert (done["files"], done["directories"]) == (2, 2)
+    assert alice.view().contents() == {
+        path: data for path, data in whole.items() if not path.startswith(("d/a", "d/lost"))
+    }
+    assert verified(alice, live=True)["broken"] == []

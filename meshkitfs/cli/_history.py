@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
 from ._output import ago, clock, printable, size, table
@@ -60,8 +61,12 @@ def restore(context: Context, args: argparse.Namespace) -> int:
         ]
     else:
         lines = [f"{place} is as it was in {version} already; nothing was changed."]
+    unreadable = data.get("unreadable") or []
+    if unreadable:
+        lines.append("Left out, because some of it is missing at the store or damaged:")
+        lines += [f"  {printable(path)}" for path in unreadable]
     context.out.result(data, lines)
-    return 0
+    return exit_code_for(MeshkitError("block_unavailable")) if unreadable else 0
 
 
 _COUNTED = (

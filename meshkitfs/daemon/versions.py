@@ -143,6 +143,7 @@ async def restore(
         "symlinks": done.symlinks,
         "same": done.same,
         "replaced": done.replaced,
+        "unreadable": [_said(share, path) for path in done.unreadable],
         "exact": exact,
     }
 

@@ -25,13 +25,17 @@ __all__ = ["Graft"]
 
 
 class Graft:
-    """Brings ``tree`` to the version whose root is ``theirs``, with the edits of ``plan`` on top."""
+    """Brings ``tree`` to the version whose root is ``theirs``, with the edits of ``plan`` on top.
+
+    ``alone`` says that nothing of ours is to stay, so that ``theirs`` may be older than the link table.
+    """
 
     def __init__(
         self, tree: Tree, grant: Grant, library: Library, theirs: DirManifest, plan: Plan,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], None], *, alone: bool = False,
     ) -> None:  # fmt: skip
         self._tree = tree
+        self._without_links = alone and theirs.links is None
         self._grant = grant
         self._library = library
         self._theirs = theirs
@@ -62,8 +66,8 @@ class Graft:
         elif self._theirs.links is None and LINKS in plan.edits and links.entry is not None:
             # Only ours has a table, so it stays; but what is in it may be theirs now.
             self._sources[LINKS] = await self._library.directory(links.entry)
-        elif self._theirs.links is None and links.entry is not None:
-            # A version from before there was a table is taken over: nothing has several names in it.
+        elif self._without_links and links.entry is not None:
+            # Nothing has several names in it.
             self._sources[LINKS] = Directory(DirManifest(links.oid, 0, 0, 0, ()), [])
         while level:
             below = [entry for oid, source in level for entry in self._differing(oid, source)]
@@ -117,7 +121,7 @@ class Graft:
             table.oid = self._theirs.links_oid
             table.entry = links_entry(self._theirs)
             table.version = max(table.version, table.entry.ver)
-        elif LINKS not in self._plan.edits:
+        elif self._without_links:
             tree.links.entry = None
         if LINKS in self._sources:
             waiting.append((tree.links, LINKS))

@@ -209,7 +209,7 @@ class Share(Access):
             theirs = await self._root_of(grant, instead or new)
             if pending is not None:
                 plan = await self._compare(grant, library, pending, theirs)
-            graft = Graft(tree, grant, library, theirs, plan, services.emit)
+            graft = Graft(tree, grant, library, theirs, plan, services.emit, alone=pending is None)
             await graft.prepare()
             # From here on nothing waits: tree and base change together, or not at all.
             graft.apply()
