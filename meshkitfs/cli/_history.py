@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, printable, size, table
+from ._output import printable, size, table, utc
 from ._targets import past_path
 
 __all__ = ["history", "restore"]
@@ -35,8 +35,8 @@ def _cells(row: dict[str, Any]) -> list[object]:
         version = f"v{row['first']} to {version}"
     what = str(row.get("what"))
     if not row.get("readable"):
-        return [version, clock(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
-    return [version, clock(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
+        return [version, utc(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
+    return [version, utc(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
 
 
 def restore(context: Context, args: argparse.Namespace) -> int:
@@ -51,12 +51,12 @@ def restore(context: Context, args: argparse.Namespace) -> int:
     place, version = printable(data.get("to")), f"version {data.get('version')}"
     if args.exact and data.get("replaced") != data.get("version"):
         lines = [
-            f"{place} is exactly what it was in {version}, {ago(data.get('time'))}.",
+            f"{place} is exactly what it was in {version}, {utc(data.get('time'))}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",
         ]
     elif done:
         lines = [
-            f"Brought back to {place} from {version}, {ago(data.get('time'))}: {done}.",
+            f"Brought back to {place} from {version}, {utc(data.get('time'))}: {done}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",
         ]
     else:
