@@ -156,12 +156,18 @@ def test_back_to_the_newest_version_that_is_whole(alice):
     whole, store = three_days(alice)
     store.rolled_back()
     reopen(alice)
+    with fails("block_unavailable"):
+        alice.view().listdir()
+    (shown,) = call(alice, "status")["shares"]
+    assert (shown["state"], shown["reason"]) == ("unreadable", "block_unavailable")
     for when in ("v4", "v3"):
         with refused("block_unavailable"):
             go_back(alice, when)
     done = go_back(alice, "v2")
     assert (done["version"], done["replaced"], done["exact"]) == (2, 4, True)
     assert alice.share().base.version == 5
+    (shown,) = call(alice, "status")["shares"]
+    assert (shown["state"], shown["reason"]) == ("stored", None)
     assert alice.view().contents() == whole
     alice.view().write("d/changed", b"newer")
     alice.flush()
@@ -220,8 +226,13 @@ def test_one_damaged_directory(alice):
     with fails("block_unavailable"):
         view.listdir("lost")
     assert view.read("d/a") == b"new"
+    with fails("block_unavailable"):
+        view.rmdir("lost")
+    view.rename("lost", "out of the way")
+    view.rename("out of the way", "lost")
+    alice.flush()
     (broken,) = verified(alice)["broken"]
-    assert (broken["paths"], broken["kind"], broken["versions"]) == (["lost"], "manifest", [3])
+    assert (broken["paths"], broken["kind"], broken["versions"]) == (["lost"], "manifest", [3, 4])
     go_back(alice, "v2")
     assert call(alice, "restore", path="first/d", at="v3")["files"] == 2
     assert view.contents() == {"d": None, "d/a": b"new", "d/b": pattern(3, 300_000)}

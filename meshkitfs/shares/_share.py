@@ -61,6 +61,8 @@ class Share(Access):
         super().__init__(row, services)
         # Why the last publication failed; None when everything is out.
         self.stuck: MeshkitError | None = None
+        # Why the newest version could not be read when it was last wanted; None when it could.
+        self.unread: MeshkitError | None = None
         self.history = History(services, row)
         self.past = Past(self)
         self.on_refusal = self.past.refused
@@ -143,6 +145,15 @@ class Share(Access):
 
     async def _catch_up(self, grant: Grant) -> Grant:
         """Load the tree, or merge a newer head into it. Returns the grant to go on with. Holds ``_cycle``."""
+        try:
+            grant = await self._take_in(grant)
+        except MeshkitError as error:
+            self.unread = error if self.refusal is None else None
+            raise
+        self.unread = None
+        return grant
+
+    async def _take_in(self, grant: Grant) -> Grant:
         if self.tree is None:
             await self._load(grant)
         if grant.head.hash != self.base.hash and await self._outbox.recognize(grant.head.version):
