@@ -162,7 +162,10 @@ class Merge:
                     old.fate = None
 
     def _count_links(self) -> None:
-        """Give each linked object the number of its names; without one it goes, unless it was changed."""
+        """Give each linked object the number of its names; without one it goes.
+
+        Unless it was changed, or each side has removed only what the other kept: then theirs stay.
+        """
         names: dict[bytes, list[_Object]] = {}
         for key, item in self._objects.items():
             if isinstance(key, tuple):
@@ -179,13 +182,19 @@ class Merge:
             count += sum((name.fate is not None) - (name.base is not None) for name in mine)
             if count < 1:
                 sides = [side for side in (item.ours, item.theirs) if side is not None]
-                if base is not None and all(
-                    side.entry.ref == base.entry.ref or _resealed(base.entry, side.entry) for side in sides
+                kept = len(sides) == 2
+                if (
+                    base is not None
+                    and not kept
+                    and all(
+                        side.entry.ref == base.entry.ref or _resealed(base.entry, side.entry)
+                        for side in sides
+                    )
                 ):
                     item.fate = None
                     continue
                 for name in mine:
-                    name.fate = name.fate or name.theirs or name.ours
+                    name.fate = name.fate or name.theirs or (None if kept else name.ours)
                 count = sum(name.fate is not None for name in mine)
             extra = (fate.entry.extra or {}) | {"nlink": max(1, count)}
             item.fate = State(fate.place, fate.entry._replace(extra=extra))
