@@ -138,6 +138,9 @@ def _verify_store(context: Context, args: argparse.Namespace) -> int:
 
 
 def _share(context: Context, text: str) -> str:
+    """Return the share that was named. Inside a mount, a directory of that name is not meant."""
+    if "/" not in text and text not in (".", "..") and not text.startswith("~"):
+        return text
     return share_path(text, mount_points(context.home)).strip("/")
 
 
