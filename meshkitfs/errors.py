@@ -122,7 +122,8 @@ _ROWS: Final = (
      "The detail says what cannot be found; look at it with 'meshkitfs verify', then try again."),
     ("block_unavailable", "unavailable", _errno.EIO,
      "A block that the manifest names is not at the store.",
-     "Bring the store back or restore the block; nothing here was changed."),
+     "Bring the store back, or have 'meshkitfs repair' fetch the block from a copy of it; without a copy, "
+     "'meshkitfs restore SHARE --at WHEN --exact' goes back to a version that is whole."),
     ("provider_http_error", "unavailable", _errno.EIO,
      "The byte store answered with an error.",
      "Look at the store's own log; 'meshkitfs doctor' tests the connection."),

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..errors import MeshkitError
 
-__all__ = ["Output", "ago", "clock", "duration", "fields", "printable", "size", "table"]
+__all__ = ["Output", "ago", "clock", "duration", "fields", "printable", "size", "table", "utc"]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -114,6 +114,16 @@ def clock(moment: float | None) -> str:
         return ""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return str(moment)
+
+
+def utc(moment: float | None) -> str:
+    """Return a version's time (seconds since the epoch) in UTC, as ``--at`` takes it."""
+    if moment is None:
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(moment))
     except (OverflowError, ValueError, OSError):
         return str(moment)
 

@@ -36,11 +36,7 @@ def share(item: Share) -> dict[str, Any]:
         "epoch": grant.roster.epoch if grant is not None else None,
         "head": cid_text(item.base.root) if item.base.root else None,
         "state": _state(item),
-        "reason": refusal.code
-        if refusal is not None
-        else item.stuck.code
-        if item.stuck is not None
-        else None,
+        "reason": next((e.code for e in (refusal, item.stuck, item.unread) if e is not None), None),
         "conflicts": [os.fsdecode(name) for name in item.conflicts],
     }
     root = item.tree_root
@@ -50,11 +46,14 @@ def share(item: Share) -> dict[str, Any]:
 
 
 def _state(item: Share) -> str:
-    """Say where a share's changes are: nowhere to go, here, on their way, stuck here, or all stored."""
+    """Say where a share's changes are: nowhere to go, here, on their way, stuck here, or all stored.
+
+    And of one without changes, if its newest version cannot be read.
+    """
     if item.refusal is not None:
         return "refused"
     if not item.dirty:
-        return "stored"
+        return "stored" if item.unread is None else "unreadable"
     if item.uploading is not None:
         return "uploading"
     return "dirty" if item.stuck is None else "stuck"
