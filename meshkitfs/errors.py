@@ -114,6 +114,14 @@ _ROWS: Final = (
      "The metadata store shows this device another history of the share than it did before.",
      "The share is quarantined here. Compare with the other members, then run "
      "'meshkitfs share accept-rollback SHARE'."),
+    ("roster_rollback", "integrity", _errno.EIO,
+     "The metadata store offers an older list of who has access than this device has already seen.",
+     "The share is quarantined here until the newer one is back. If the store was restored from a backup on "
+     "purpose, run 'meshkitfs share accept-rollback SHARE'."),
+    ("roster_fork", "integrity", _errno.EIO,
+     "The metadata store shows another list of who has access, under the number of the one seen before.",
+     "The share is quarantined here until the one seen is back. Compare with the other members; if the store "
+     "was restored on purpose, run 'meshkitfs share accept-rollback SHARE'."),
     ("verify_failed", "integrity", _errno.EIO,
      "Blocks are missing or damaged.",
      "'meshkitfs repair SHARE --from local:DIR' fetches them from another copy of the store."),

@@ -340,7 +340,7 @@ def test_unsent_changes_of_an_epoch_that_the_metadata_store_has_forgotten(world,
             device.start()
         with pytest.raises(Refused) as refusal:
             device.view().listdir()
-        assert refusal.value.code == "freshness_unproven"
+        assert refusal.value.code == "roster_rollback"
     for device in people:  # the owner first: that gives the others their keys back
         call(device, "share.accept_rollback", share="first")
         device.flush()

@@ -19,7 +19,7 @@ from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Grant, Trace
+from meshkitfs.gate import QUARANTINED, Grant
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
 from meshkitfs.providers import Usage
@@ -429,14 +429,11 @@ class ShareBook:
         store shows nothing older or different: there is nothing to accept then, and forgetting what was seen
         would only weaken the next check. Raises what else keeps the share closed.
         """
-        services, row, trace = self._services, share.row, Trace()
+        services, row = self._services, share.row
         try:
-            await services.gate.open(row, "list", trace)
+            await services.gate.open(row, "list")
         except MeshkitError as error:
-            older_roster = error.code == "freshness_unproven" and any(
-                step.code for step in trace.steps if step.name == "roster"
-            )
-            if error.code not in ("head_rollback", "head_fork") and not older_roster:
+            if error.code not in QUARANTINED:
                 raise
         else:
             raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
