@@ -7,7 +7,7 @@ from typing import Any
 
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, printable, size, table
+from ._output import count, distance, printable, size, table, utc
 from ._targets import past_path
 
 __all__ = ["history", "restore"]
@@ -21,7 +21,7 @@ def history(context: Context, args: argparse.Namespace) -> int:
     data = context.call("history", {"path": path, "limit": args.limit})
     rows = data.get("versions") or []
     lines = [printable(data.get("path") or path), ""]
-    lines += table(("version", "time", "by", "what", "size"), [_cells(row) for row in rows])
+    lines += table(("version", "time (UTC)", "by", "what", "size"), [_cells(row) for row in rows])
     if data.get("more"):
         lines += ["", f"There is more; --limit 0 shows all. (Shown: {len(rows)})"]
     context.out.result(data, lines)
@@ -34,8 +34,8 @@ def _cells(row: dict[str, Any]) -> list[object]:
         version = f"v{row['first']} to {version}"
     what = str(row.get("what"))
     if not row.get("readable"):
-        return [version, clock(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
-    return [version, clock(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
+        return [version, utc(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
+    return [version, utc(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
 
 
 def restore(context: Context, args: argparse.Namespace) -> int:
@@ -45,12 +45,11 @@ def restore(context: Context, args: argparse.Namespace) -> int:
     if args.to is not None:
         params["to"] = past_path(args.to, points)
     data = context.call("restore", params)
-    counts = [_count(data.get(name), one, many) for name, one, many in _COUNTED]
-    done = ", ".join(count for count in counts if count)
+    done = ", ".join(count(data[name], one, many) for name, one, many in _COUNTED if data.get(name))
     place, version = printable(data.get("to")), f"version {data.get('version')}"
     if done:
         lines = [
-            f"Brought back to {place} from {version}, {ago(data.get('time'))}: {done}.",
+            f"Brought back to {place} from {version}{_when(data.get('time'))}: {done}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",
         ]
     else:
@@ -66,5 +65,5 @@ _COUNTED = (
 )
 
 
-def _count(count: int | None, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}" if count else ""
+def _when(moment: int | None) -> str:
+    return "" if moment is None else f", {utc(moment)} UTC ({distance(moment)})"

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import TABLE, MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import printable, size, table
+from ._output import printable, size, table, utc
 from ._progress import ProgressLine
 from ._targets import share_path
 
@@ -28,7 +28,7 @@ def prune(context: Context, args: argparse.Namespace) -> int:
     rows = [
         [
             item["version"],
-            _utc(item["time"]),
+            utc(item["time"]),
             "keep" if item["keep"] else "give up",
             ", ".join(item["reasons"]),
         ]
@@ -145,15 +145,6 @@ def _absolute(spec: str) -> str:
     """Return a store's name that means the same in the daemon's working directory."""
     kind, colon, place = spec.partition(":")
     return f"{kind}:{Path(place).expanduser().absolute()}" if colon and place else spec
-
-
-def _utc(moment: int) -> str:
-    from datetime import UTC, datetime
-
-    try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
-    except (OverflowError, ValueError, OSError):
-        return str(moment)
 
 
 def _extent(item: Mapping[str, Any]) -> str:
