@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import preflight
 from meshkitfs.gate import _grant
 
+HERE = Path(__file__).resolve().parent
 KIB = 1024
 STORE = ("get", "get_many", "put", "put_file", "put_files", "has", "has_many", "sync")
 METADATA = ("share_state", "capsules", "roster", "timestamp", "head", "heads", "publish")
@@ -134,11 +136,11 @@ def device(world, place):
 
 
 @contextlib.contextmanager
-def in_the_foreground(person):
+def in_the_foreground(person, program=("-m", "meshkitfs")):
     """A daemon that is a child of this process, so that its exit code can be seen."""
     person.mnt.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "meshkitfs", "mount", "--foreground", person.mnt],
+        [sys.executable, *program, "mount", "--foreground", person.mnt],
         env=person.env,
         cwd="/",
         stdout=subprocess.PIPE,
@@ -213,6 +215,32 @@ def test_sigterm_while_the_provider_is_away(tmp_path):
         alice.umount()
         shutil.rmtree(alice.root / "cache")
         assert (alice.mount() / "first/closed").read_bytes() == pattern(1, 300 * KIB)
+
+
+@needs_fuse
+@pytest.mark.parametrize("force", [False, True], ids=["", "force"])
+def test_umount_of_a_mount_whose_provider_does_not_answer(tmp_path, force):
+    """It takes the time it was given, says what is left, and the daemon ends: nothing waits for the provider."""
+    with Person(tmp_path / "alice", "alice") as alice:
+        alice.init()
+        alice.cli("share", "create", "first")
+        base = alice.mnt / "first"
+        with in_the_foreground(alice, [HERE / "silent_store.py"]) as process:
+            (base / "on its way").write_bytes(pattern(1, 300 * KIB))
+            wait_until(lambda: alice.share("first")["state"] == "uploading", "the upload")
+            # In no local commit yet: the upload is under way, and it is not old enough for one beside it.
+            (base / "just now").write_bytes(pattern(2, 300 * KIB))
+            done = alice.cli("umount", "--timeout", "0.5", *["--force"][: int(force)], check=False)
+            assert done.code == 7, done
+            (left,) = done.json["left"]
+            assert (left["share"], left["arrived"]) == ("first", 0)
+            assert left["bytes"] > 600 * KIB
+            assert process.wait(60) == 0
+            assert alice.home.holder() is None
+        base = alice.mount() / "first"
+        assert (base / "on its way").read_bytes() == pattern(1, 300 * KIB)
+        assert (base / "just now").read_bytes() == pattern(2, 300 * KIB)
+        assert alice.cli("sync") == {"left": []}
 
 
 # -- full disks ------------------------------------------------------------------------------------------------

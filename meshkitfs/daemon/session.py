@@ -90,6 +90,8 @@ class Session:
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    # How long (s) the end of the session may go on publishing; 0 where that was tried already.
+    closing_s: float = CLOSE_DEADLINE_S
 
     @classmethod
     @asynccontextmanager
@@ -220,9 +222,22 @@ class Session:
                 except MeshkitError as error:
                     _log.warning("unsent changes of share %r must wait: %s", share, error.code)
 
+    async def secure(self) -> None:
+        """Make every change durable on this device, whatever the stores do."""
+        for share in list(self.book.shares.values()):
+            if share.dirty:
+                try:
+                    await share.journal()
+                except MeshkitError as error:
+                    _log.warning("not journaled: share %r: %s (%s)", share, error.code, error.detail)
+                except Exception:
+                    _log.exception("not journaled: share %r", share)
+
     async def _close(self) -> None:
         """Publish what is not published yet; what cannot be stays in the spool for the next start."""
-        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+        with trio.CancelScope(shield=True):
+            await self.secure()
+        with trio.move_on_after(self.closing_s, shield=True):
             for share in list(self.book.shares.values()):
                 if share.dirty:
                     try:
