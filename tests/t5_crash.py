@@ -234,6 +234,6 @@ def test_kill_9_under_load(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_kill_9_two_hundred_times(tmp_path):
     rounds_of_killing(tmp_path, 200, int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30))))
