@@ -12,16 +12,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from devices import Device, World, pattern, scratch
-from homes import Person, errno_of, fails, needs_fuse, tmpfs, wait_until, write_synced
+from homes import Person, fails, in_the_foreground, needs_fuse, tmpfs, wait_until, write_synced
 from trio import sleep as trio_sleep
 
 from meshkitfs.daemon import describe
@@ -29,7 +26,6 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import preflight
 from meshkitfs.gate import _grant
 
-HERE = Path(__file__).resolve().parent
 KIB = 1024
 STORE = ("get", "get_many", "put", "put_file", "put_files", "has", "has_many", "sync")
 METADATA = ("share_state", "capsules", "roster", "timestamp", "head", "heads", "publish")
@@ -135,29 +131,6 @@ def device(world, place):
 # -- being told to stop ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def in_the_foreground(person, program=("-m", "meshkitfs")):
-    """A daemon that is a child of this process, so that its exit code can be seen."""
-    person.mnt.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, *program, "mount", "--foreground", person.mnt],
-        env=person.env,
-        cwd="/",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    person.daemons.append(process.pid)
-    try:
-        wait_until(lambda: preflight.is_ours(person.mnt) or process.poll() is not None, "the mount")
-        assert process.poll() is None, process.stdout.read().decode()
-        wait_until(lambda: errno_of(os.stat, person.mnt / ".meshkit/status.json") == 0, "the mount")
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
 def stop(person, process):
     """SIGTERM; the daemon's end is in order, and the mount point is free."""
     os.kill(process.pid, signal.SIGTERM)
@@ -225,7 +198,7 @@ def test_umount_of_a_mount_whose_provider_does_not_answer(tmp_path, force):
         alice.init()
         alice.cli("share", "create", "first")
         base = alice.mnt / "first"
-        with in_the_foreground(alice, [HERE / "silent_store.py"]) as process:
+        with in_the_foreground(alice, "silent_store.py") as process:
             (base / "on its way").write_bytes(pattern(1, 300 * KIB))
             wait_until(lambda: alice.share("first")["state"] == "uploading", "the upload")
             # In no local commit yet: the upload is under way, and it is not old enough for one beside it.
