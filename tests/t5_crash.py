@@ -198,7 +198,7 @@ def rounds_of_killing(tmp_path, count, seed):
                         return True
                     return lines(manifests[0]) >= wanted and (not limit or processes[-1].poll() == 0)
 
-                wait_until(far_enough, f"the writers' progress in round {number}")
+                wait_until(far_enough, f"the writers' progress in round {number}", 300)
                 for process in processes[:-1]:
                     assert process.poll() is None, process.stderr.read().decode()
                 assert not processes[-1].poll(), processes[-1].stderr.read().decode()

@@ -458,7 +458,14 @@ def test_the_provider_is_away_and_comes_back(tmp_path, end):
         waiting = {path for path in (alice.root / "cache").rglob("*") if path.is_file()}
         assert waiting, "nothing was staged: this proves nothing"
         assert alice.mount(check=False).error["code"] == "provider_request_failed"
-        assert waiting == {path for path in (alice.root / "cache").rglob("*") if path.is_file()}
+        # What waits can be asked for all the same, and waited for.
+        (left,) = alice.cli("status")["left"]
+        assert left["share"] == "first"
+        assert left["state"] in ("dirty", "stuck")
+        assert 0 < left["blocks"] <= len(waiting)
+        done = alice.cli("sync", "--timeout", "1", check=False)
+        assert (done.code, done.json["left"][0]["reason"]) == (7, "provider_request_failed")
+        assert waiting <= {path for path in (alice.root / "cache").rglob("*") if path.is_file()}
         away.rename(alice.blocks)
         base = alice.mount() / "first"
         wait_until(lambda: alice.status()["left"] == [], "the upload that nobody asked for")
@@ -471,6 +478,40 @@ def test_the_provider_is_away_and_comes_back(tmp_path, end):
             alice.umount()
             shutil.rmtree(alice.root / "cache", ignore_errors=True)
             base = alice.mount() / "first"
+
+
+def test_what_cannot_be_opened_at_the_start_is_taken_up_later(world, device):
+    """A store that fails while a home starts does not keep unsent changes until somebody opens the share."""
+    view = device.view()
+    view.write("before", pattern(1, 300 * KIB))
+    device.flush()
+    fh = view.create("unsent")
+    view.pwrite(fh, 0, b"unsent")
+    world.run(device.share().journal)
+    device.crash()
+    troubles = []
+
+    def prepare(session):
+        async def fails(_name):
+            raise MeshkitError("provider_request_failed", "on purpose")
+
+        troubles.append(Trouble(session.services.reader, ["open_root"], fails))
+
+    device.start(prepare)
+    (trouble,) = troubles
+    until = time.monotonic() + 30
+    while trouble.fired < 3:
+        world.pass_time(1)
+        assert time.monotonic() < until, "it was tried once, and never again"
+    (left,) = describe.left(device.session)
+    assert (left["share"], left["state"], left["reason"]) == ("first", "stuck", "provider_request_failed")
+    assert left["blocks"] > 0
+    trouble.on = False
+    while device.session.state.unpublished():
+        world.pass_time(1)
+        assert time.monotonic() < until, "nobody asked for it, and so it stays"
+    by_itself(device)
+    assert from_the_provider(device) == {"before": pattern(1, 300 * KIB), "unsent": b"unsent"}
 
 
 @needs_fuse

@@ -60,6 +60,11 @@ def _state(item: Share) -> str:
     return "dirty" if item.stuck is None else "stuck"
 
 
+def _unopened(item: Share) -> str:
+    """The same for a share with changes of an earlier run that was not opened since."""
+    return "dirty" if item.stuck is None else "stuck"
+
+
 def member(item: Member) -> dict[str, Any]:
     """Describe a grant its owner made."""
     return {
@@ -122,7 +127,7 @@ def left(session: Session) -> list[dict[str, Any]]:
             found.append(
                 {
                     "share": item.name,
-                    "state": _state(item),
+                    "state": _state(item) if item.dirty or item.refusal else _unopened(item),
                     "blocks": blocks,
                     "bytes": size,
                     # Of them, what the provider has got in the upload under way.

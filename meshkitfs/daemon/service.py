@@ -92,9 +92,11 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, home: Home, passphrase: keyvault.Passphrase | None) -> AsyncIterator[Service]:
-        """Open ``home`` (its lock is held by the caller) and serve its commands."""
-        async with Session.open(home, passphrase) as session:
+    async def open(
+        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+    ) -> AsyncIterator[Service]:
+        """Open ``home`` (its lock is held by the caller), as `Session.open` does, and serve its commands."""
+        async with Session.open(home, passphrase, absent=absent) as session:
             yield cls(session)
 
     async def call(
@@ -299,6 +301,8 @@ class Service:
                 return
             except MeshkitError as error:
                 self.session.note(share.name, error)
+                if share.tree is None and share.refusal is None:
+                    share.stuck = error  # it could not be opened, so nothing else says what keeps it
                 if not wait or error.code not in _PASSING:
                     return
             await trio.sleep(_AGAIN_S)

@@ -40,6 +40,7 @@ from meshkitfs.shares import (
     Event,
     PublishFailed,
     Services,
+    Share,
     ShareBook,
 )
 from meshkitfs.state import Clock, Spool, State
@@ -59,6 +60,8 @@ INCIDENTS: Final = 200
 # The least that may wait for the provider where the disk is nearly full (bytes).
 SPOOL_FLOOR: Final = 256 << 20
 CLOSE_DEADLINE_S: Final = 120
+# How often a share with unsent changes of an earlier run is tried to be opened, while a store is away.
+TAKE_UP_AGAIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,12 @@ class Session:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, home: Home, passphrase: keyvault.Passphrase | None) -> AsyncIterator[Session]:
+    async def open(
+        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+    ) -> AsyncIterator[Session]:
         """Open ``home``, whose lock the caller holds. Leaving it sends what is unsent, as far as possible.
+
+        With ``absent`` the byte store need not be there.
 
         Raises MeshkitError: ``not_initialized``, ``invalid_config``, the key vault's refusals,
         ``state_corrupt``, ``provider_request_failed``, ``metadata_unavailable``.
@@ -110,7 +117,7 @@ class Session:
             key = keyvault.derive_key(secret, "mk/state-db@1")
             state = await trio.to_thread.run_sync(State.open, home.state_db, key)
             stack.callback(state.close)
-            store = open_provider(parse_provider(settings.provider.spec))
+            store = open_provider(parse_provider(settings.provider.spec), absent=absent)
             stack.callback(store.close)
             metadata = EmbeddedMetadata(settings.metadata.path)
             stack.callback(metadata.close)
@@ -217,10 +224,20 @@ class Session:
         waiting = self.state.unpublished()
         for share in list(self.book.shares.values()):
             if share.row.share in waiting and share.row.grant == "live":
-                try:
-                    await share.use("list")
-                except MeshkitError as error:
-                    _log.warning("unsent changes of share %r must wait: %s", share, error.code)
+                self.services.nursery.start_soon(self._take_up, share)
+
+    async def _take_up(self, share: Share) -> None:
+        """Open a share with unsent changes, which then go out by themselves."""
+        while True:
+            try:
+                await share.use("list")
+                return
+            except MeshkitError as error:
+                _log.warning("unsent changes of share %r must wait: %s", share, error.code)
+                if share.refusal is not None:
+                    return  # the watcher looks at it again
+                share.stuck = error
+            await trio.sleep(TAKE_UP_AGAIN_S)
 
     async def secure(self) -> None:
         """Make every change durable on this device, whatever the stores do."""

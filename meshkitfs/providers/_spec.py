@@ -68,12 +68,12 @@ def parse_provider(text: str, base: Path | None = None) -> ProviderSpec:
         raise MeshkitError("invalid_argument", f"{text!r}: {error.detail}") from None
 
 
-def open_provider(spec: ProviderSpec, *, create: bool = False) -> ByteStore:
+def open_provider(spec: ProviderSpec, *, create: bool = False, absent: bool = False) -> ByteStore:
     """Open the store a spec names, making it first if ``create`` is set and there is none.
 
-    Raises provider_request_failed when it is not there or cannot be used.
+    Raises provider_request_failed when it is not there or cannot be used; with ``absent`` its requests do.
     """
-    return LocalStore.open(spec.store, create=create)
+    return LocalStore.open(spec.store, create=create, absent=absent)
 
 
 def _known(kind: str) -> str:
