@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import printable, size, table, utc
+from ._output import count, distance, printable, size, table, utc
 from ._targets import past_path
 
 __all__ = ["history", "restore"]
@@ -46,17 +46,16 @@ def restore(context: Context, args: argparse.Namespace) -> int:
     if args.to is not None:
         params["to"] = past_path(args.to, points)
     data = context.call("restore", params)
-    counts = [_count(data.get(name), one, many) for name, one, many in _COUNTED]
-    done = ", ".join(count for count in counts if count)
+    done = ", ".join(count(data[name], one, many) for name, one, many in _COUNTED if data.get(name))
     place, version = printable(data.get("to")), f"version {data.get('version')}"
     if args.exact and data.get("replaced") != data.get("version"):
         lines = [
-            f"{place} is exactly what it was in {version}, {utc(data.get('time'))}.",
+            f"{place} is exactly what it was in {version}{_when(data.get('time'))}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",
         ]
     elif done:
         lines = [
-            f"Brought back to {place} from {version}, {utc(data.get('time'))}: {done}.",
+            f"Brought back to {place} from {version}{_when(data.get('time'))}: {done}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",
         ]
     else:
@@ -76,5 +75,5 @@ _COUNTED = (
 )
 
 
-def _count(count: int | None, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}" if count else ""
+def _when(moment: int | None) -> str:
+    return "" if moment is None else f", {utc(moment)} ({distance(moment)})"

@@ -56,20 +56,24 @@ class ProviderSpec:
 def parse_provider(text: str, base: Path | None = None) -> ProviderSpec:
     """Understand ``local:PATH`` or ``local-dev:PATH``; relative to ``base``, or to the working directory.
 
-    Raises invalid_config for a kind of store this version does not have, or a missing path.
+    Raises invalid_argument for a kind of store this version does not have, or a missing path.
     """
     kind, colon, place = text.partition(":")
     if not colon:
-        raise MeshkitError("invalid_config", f"provider {text!r} is not of the form local:PATH")
-    return ProviderSpec(_known(kind), _directory(place, base))
+        raise MeshkitError("invalid_argument", f"{text!r} is not of the form local:PATH")
+    try:
+        return ProviderSpec(_known(kind), _directory(place, base))
+    except MeshkitError as error:
+        # What is wrong is what somebody typed, not a field of a file.
+        raise MeshkitError("invalid_argument", f"{text!r}: {error.detail}") from None
 
 
-def open_provider(spec: ProviderSpec, *, create: bool = False) -> ByteStore:
+def open_provider(spec: ProviderSpec, *, create: bool = False, absent: bool = False) -> ByteStore:
     """Open the store a spec names, making it first if ``create`` is set and there is none.
 
-    Raises provider_request_failed when it is not there or cannot be used.
+    Raises provider_request_failed when it is not there or cannot be used; with ``absent`` its requests do.
     """
-    return LocalStore.open(spec.store, create=create)
+    return LocalStore.open(spec.store, create=create, absent=absent)
 
 
 def _known(kind: str) -> str:

@@ -315,8 +315,15 @@ class Share(Access):
 
     @property
     def uploading(self) -> tuple[int, int] | None:
-        """How many blocks of the publication under way have arrived, of how many; None without one."""
-        return (self._outbox.done, self._outbox.total) if self._sending.locked() else None
+        """How many blocks, and bytes of them, have arrived in the publication under way; None without one."""
+        return (self._outbox.got, self._outbox.got_bytes) if self._sending.locked() else None
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many sealed blocks, and bytes of them, wait here until what they belong to is published."""
+        blocks, size = self.services.state.waiting(self.row.share)
+        fresh = self.tree.sealer.fresh if self.tree is not None else (0, 0)
+        return blocks + fresh[0], size + fresh[1]
 
     async def fsync(self) -> None:
         """Return when everything changed before this call is as safe as this home's ``fsync`` promises."""
