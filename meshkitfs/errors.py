@@ -114,6 +114,14 @@ _ROWS: Final = (
      "The metadata store shows this device another history of the share than it did before.",
      "The share is quarantined here. Compare with the other members, then run "
      "'meshkitfs share accept-rollback SHARE'."),
+    ("roster_rollback", "integrity", _errno.EIO,
+     "The metadata store offers an older list of who has access than this device has already seen.",
+     "The share is quarantined here until the newer one is back. If the store was restored from a backup on "
+     "purpose, run 'meshkitfs share accept-rollback SHARE'."),
+    ("roster_fork", "integrity", _errno.EIO,
+     "The metadata store shows another list of who has access, under the number of the one seen before.",
+     "The share is quarantined here until the one seen is back. Compare with the other members; if the store "
+     "was restored on purpose, run 'meshkitfs share accept-rollback SHARE'."),
     ("verify_failed", "integrity", _errno.EIO,
      "Blocks are missing or damaged.",
      "'meshkitfs repair SHARE --from local:DIR' fetches them from another copy of the store."),
@@ -122,7 +130,8 @@ _ROWS: Final = (
      "The detail says what cannot be found; look at it with 'meshkitfs verify', then try again."),
     ("block_unavailable", "unavailable", _errno.EIO,
      "A block that the manifest names is not at the store.",
-     "Bring the store back or restore the block; nothing here was changed."),
+     "Bring the store back, or have 'meshkitfs repair' fetch the block from a copy of it; without a copy, "
+     "'meshkitfs restore SHARE --at WHEN --exact' goes back to a version that is whole."),
     ("provider_http_error", "unavailable", _errno.EIO,
      "The byte store answered with an error.",
      "The detail has its answer; 'meshkitfs providers test' tries each step. Unsent changes stay here."),

@@ -220,6 +220,35 @@ def invite(owner, target, recipient, *options):
     return recipient.cli("accept", waiting[-1]["id"])
 
 
+@contextlib.contextmanager
+def in_the_foreground(person, program=""):
+    """A daemon that is a child of this process, so that its exit code can be seen; ``program``: a file here."""
+    person.mnt.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *([HERE / program] if program else ["-m", "meshkitfs"]),
+            "mount",
+            "--foreground",
+            person.mnt,
+        ],
+        env=person.env,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    person.daemons.append(process.pid)
+    try:
+        wait_until(lambda: preflight.is_ours(person.mnt) or process.poll() is not None, "the mount")
+        assert process.poll() is None, process.stdout.read().decode()
+        wait_until(lambda: errno_of(os.stat, person.mnt / ".meshkit/status.json") == 0, "the mount")
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
 # -- waiting and failing -------------------------------------------------------------------------
 
 

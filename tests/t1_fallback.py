@@ -13,7 +13,7 @@ import trio.testing
 from meshkitfs.core.blocks import Where, seal_block
 from meshkitfs.core.cid import digest_of
 from meshkitfs.errors import MeshkitError
-from meshkitfs.providers import LocalStore, ProviderSpec
+from meshkitfs.providers import LocalStore, ProviderSpec, open_provider
 from meshkitfs.providers.fallback import FallbackStore
 
 BASE = Path("/srv/home")
@@ -98,6 +98,36 @@ def test_damaged_when_nobody_has_a_whole_one(members):
     run(members[2].inner.put, block)
     members[2].on_get(evil.instead(b"<html>"))
     fails("cid_mismatch", FallbackStore(members).get, block.digest)
+
+
+def test_a_directory_that_is_away_is_passed_over(tmp_path):
+    """Its disk is not mounted, neither when it is opened nor later; then it is, and it has its turn again."""
+    spec = ProviderSpec.from_config(
+        {
+            "type": "fallback",
+            "providers": [{"type": "local-dev", "store": name} for name in ("disk", "other")],
+        },
+        tmp_path,
+    )
+    for name in ("disk", "other"):
+        LocalStore.open(tmp_path / name, create=True)
+    block, later = sealed(), sealed(1)
+
+    async def main():
+        (tmp_path / "disk").rename(tmp_path / "unmounted")
+        store = await open_provider(spec)
+        await store.put(block)
+        await store.sync()
+        assert (await store.get(block.digest)).digest == block.digest
+        (tmp_path / "unmounted").rename(tmp_path / "disk")
+        await store.put(later)
+        await store.sync()
+        await store.aclose()
+
+    trio.run(main)
+    disk, other = LocalStore(tmp_path / "disk"), LocalStore(tmp_path / "other")
+    assert [run(store.has, block.digest) for store in (disk, other)] == [False, True]
+    assert [run(store.has, later.digest) for store in (disk, other)] == [True, False]
 
 
 # -- writing ---------------------------------------------------------------------------------------------
@@ -185,9 +215,10 @@ def test_a_write_that_ends_while_a_sync_is_under_way_is_not_covered_by_it(member
         await trio.testing.wait_all_tasks_blocked()
 
     async def main():
+        await store.put(sealed())
         members[0].put, members[0].sync = put, sync
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.put, sealed())
+            nursery.start_soon(store.put, sealed(1))
             await inside.wait()
             await store.sync()
         await store.sync()

@@ -899,7 +899,7 @@ def test_parse_provider(tmp_path):
 def test_parse_provider_refuses(text):
     with pytest.raises(MeshkitError) as excinfo:
         parse_provider(text)
-    assert code_of(excinfo) == "invalid_config"
+    assert code_of(excinfo) == "invalid_argument"
 
 
 def test_config_hints():

@@ -389,6 +389,30 @@ def test_a_copy_that_is_larger_than_the_spool(alice):
         assert alice.view().pread(fh, i * len(data), len(data)) == data
 
 
+def test_a_share_that_cannot_be_sent_is_no_full_disk_for_the_others(alice):
+    """What waits there takes room, but a spool that empties all the time is no reason to refuse a write."""
+    alice.create_share("other")
+    other, gate = alice.share("other"), publications(alice)
+    gate.fail = lambda publication: "metadata_unavailable" if publication.share == other.row.share else None
+    alice.view("other").write("file", b"stays here")
+    with pytest.raises(MeshkitError):
+        alice.flush("other")
+    assert other.stuck is not None
+    alice.session.services.budget.spool_limit = 4 * MIB
+    view, data = alice.view(), content(256 * KIB)
+    fh = view.create("large")
+    for i in range(128):
+        view.pwrite(fh, i * len(data), data)
+    view.release(fh)
+    alice.flush()
+    assert other.dirty
+    fh = view.open("large", os.O_RDONLY)
+    for i in range(128):
+        assert view.pread(fh, i * len(data), len(data)) == data
+    gate.fail = lambda publication: None
+    alice.flush("other")
+
+
 def test_a_full_spool_and_no_provider_is_a_full_disk(alice):
     """The writer is told; what was acknowledged stays; when the provider is back, writing goes on."""
     services, gate, view = alice.session.services, puts(alice), alice.view()

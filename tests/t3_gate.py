@@ -444,7 +444,7 @@ def test_a_revocation_that_was_seen_stays_seen(two):
     refused(bob, "share_revoked", "roster")
     evil.roll_back_roster(bob.metadata, row.share, seq)
     evil.roll_back_head(bob.metadata, row.share, heads)
-    refused(bob, "freshness_unproven", "roster")
+    refused(bob, "roster_rollback", "roster")
 
 
 def test_a_clock_cannot_be_pushed_forward_by_a_record_that_fails(two):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import evil
 import pytest
+import trio
 from devices import Device, World, pattern, scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,9 @@ from keeping import BIG, DAY, Keeper
 
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Retention
+from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
-from meshkitfs.shares import Rules, Terms, collect, prune
+from meshkitfs.shares import Rules, Terms, _prune, collect, prune
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._prune import RANGES_MAX, choose, give_up
 from meshkitfs.shares._verify import verify
@@ -165,6 +167,15 @@ def test_prune_gives_up_by_rule_and_says_so(keeper, refuses):
     assert [r[:2] for r in history.retention.ranges()] in ([(1, 3), (4, 5)], [(1, 5)])
     refuses("invalid_argument", keeper.call, "prune", share="first")
     refuses("invalid_argument", keeper.call, "prune", share="first", within="soon")
+
+
+def test_a_dry_run_is_refused_what_the_real_one_would_be(keeper, refuses, monkeypatch):
+    for i in range(6):
+        keeper.save(("a", b"%d" % i), at=moment(f"2026-11-{10 + i // 2}T0{i % 2}:00"))
+    monkeypatch.setattr(_prune, "RANGES_MAX", 1)
+    for dry_run in (True, False):
+        refuses("invalid_argument", keeper.call, "prune", share="first", daily=9, dry_run=dry_run)
+    assert keeper.share().history.retention is None
 
 
 def test_only_the_owner_prunes_and_collects(keeper, tmp_path, refuses):
@@ -429,6 +440,55 @@ def test_unsent_work_on_this_device_is_kept(keeper, tmp_path, again):
     number = keeper.publish()
     found = keeper.need(number, [bob.session.identity.signing.public])[1]
     assert b"unsent" + pattern(1, BIG)[6:] in found.values()
+
+
+def test_what_was_brought_back_and_is_in_memory_alone_is_kept(keeper, refuses, monkeypatch):
+    """A restore whose commit failed: what it refers to is in no version that is kept, nor on any record."""
+    data = pattern(1, BIG)
+    keeper.save(("a", data))
+    keeper.save(("a", b"newer"))
+    keeper.save(("b", b"newest"))
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise MeshkitError("no_space", "the home is full")
+
+        patch.setattr(type(keeper.device.session.state), "record_commit", full)
+        refuses("no_space", keeper.call, "restore", path="first/a", at="v2")
+        assert keeper.prune(last=1) == [1, 2, 3]
+        before = keeper.stored()
+        for delete in (False, True):
+            refuses("no_space", keeper.gc, delete=delete)
+        assert keeper.stored() == before
+    assert keeper.gc()["deleted"]
+    keeper.publish()
+    keeper.restart()
+    assert keeper.view().read("a") == data
+    assert keeper.call("verify", shares=["first"])["shares"][0]["broken"] == []
+
+
+def test_a_version_that_is_given_up_while_a_restore_waits_is_not_brought_back(keeper):
+    keeper.save(("a", pattern(1, BIG)))
+    keeper.save(("a", b"newer"))
+    share, refusals = keeper.share(), []
+
+    async def bring_back():
+        try:
+            await Service(keeper.device.session).call("restore", {"path": "first/a", "at": "v2"})
+        except MeshkitError as error:
+            refusals.append(error.code)
+
+    async def meanwhile():
+        async with trio.open_nursery() as nursery, share.upkeep:
+            nursery.start_soon(bring_back)
+            while not share.upkeep.statistics().tasks_waiting:
+                await trio.lowlevel.checkpoint()
+            await prune(share, Rules(last=1), dry_run=False)
+            await collect(share, 0, dry_run=False, progress=keeper.progress)
+
+    keeper.world.run(meanwhile)
+    assert refusals == ["version_not_found"]
+    assert keeper.view().read("a") == b"newer"
 
 
 def test_a_device_with_unsent_work_that_comes_back_within_the_grace(keeper, tmp_path):

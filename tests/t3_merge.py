@@ -505,6 +505,24 @@ def test_names_of_a_linked_file_come_and_go(play, alice, bob):
     assert {entry.nlink for entry in play.as_("alice").walk().values()} == {3}
 
 
+@pytest.mark.parametrize("how", ["unlink", "replace"])
+def test_each_removes_the_name_that_the_other_kept(play, alice, bob, how):
+    start_with(play, file=b"content", other=b"other")
+    alice.link("file", "second")
+    play.flush("alice")
+    play.devices["bob"].refresh()
+    alice.unlink("file")
+    if how == "unlink":
+        bob.unlink("second")
+    else:
+        bob.rename("other", "second")
+    tree = play.settle("alice", "bob")
+    assert b"content" in tree.values()
+    assert b"other" in tree.values()
+    assert "second" in tree
+    assert all(entry.nlink == 1 for entry in play.as_("alice").walk().values())
+
+
 def test_all_names_removed_here_and_the_content_changed_there(play, alice, bob):
     start_with(play, file=b"content")
     alice.link("file", "second")

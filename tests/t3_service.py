@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
-from devices import Device, World
+import time
 
+import pytest
+import trio
+from devices import Device, World, pattern
+
+from meshkitfs.daemon import describe
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
+
+
+def until(world, condition, what):
+    """Let the loop of ``world`` run until ``condition`` holds there."""
+
+    async def wait():
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, what
+            await trio.to_thread.run_sync(time.sleep, 0.001)
+
+    world.run(wait)
 
 
 def test_a_method_that_reports_progress_is_given_the_way_to_do_so(tmp_path):
@@ -16,8 +32,103 @@ def test_a_method_that_reports_progress_is_given_the_way_to_do_so(tmp_path):
         events = []
         service = Service(device.session)
         assert world.run(service.call, "sync", {"timeout": 0}, events.append) == {"left": []}
-        assert events == [{"done": 0, "total": 0, "unit": "blocks"}]
+        assert events == [], "nothing was to be done, and still somebody was told of it"
         assert world.run(service.call, "sync", {}) == {"left": []}  # nobody is looking
+        device.close()
+
+
+def test_sync_waits_for_a_store_that_is_away_as_long_as_it_is_told_to(tmp_path):
+    with World() as world:
+        device = Device(world, tmp_path / "alice", "alice").start()
+        device.create_share()
+        view, share, service = device.view(), device.share(), Service(device.session)
+        view.pwrite(view.create("file"), 0, pattern(1, 300 << 10))
+        device.blocks.rename(tmp_path / "away")
+        # Without waiting, one try.
+        (left,) = world.run(service.call, "sync", {"timeout": 60})["left"]
+        assert (left["state"], left["reason"]) == ("stuck", "provider_request_failed")
+        events = []
+        short = world.start(service.call, "sync", {"timeout": 3, "wait": True}, events.append)
+        long = world.start(service.call, "sync", {"timeout": 0, "wait": True})
+        tries = share._started
+        while not short.done.is_set():
+            world.pass_time(0.5)
+        assert share._started > tries + 1, "it was not tried again"
+        assert not long.done.is_set()
+        assert short.wait()["left"][0]["reason"] == "provider_request_failed"
+        assert events[-1] == {
+            "stage": "waiting (provider_request_failed)", "done": 0, "total": left["bytes"], "unit": "bytes",
+        }  # fmt: skip
+        assert left["bytes"] > 300 << 10
+        (tmp_path / "away").rename(device.blocks)
+        while not long.done.is_set():
+            world.pass_time(0.5)
+        assert long.wait() == {"left": []}
+        device.close()
+
+
+def test_sync_does_not_wait_for_what_will_not_pass(tmp_path):
+    with World() as world:
+        alice = Device(world, tmp_path / "alice", "alice").start()
+        bob = Device(world, tmp_path / "bob", "bob", beside=alice).start()
+        alice.create_share()
+        alice.grant("first", bob)
+        view = bob.view()
+        view.pwrite(view.create("file"), 0, b"unsent")
+        alice.grant_again("first", bob, "read")
+        # The clock stands still: had it waited, it would not come back.
+        (left,) = world.run(Service(bob.session).call, "sync", {"timeout": 300, "wait": True})["left"]
+        assert left["reason"] == "right_not_granted"
+        bob.close()
+        alice.close()
+
+
+def test_what_has_arrived_is_told_while_it_does(tmp_path, monkeypatch):
+    """Bytes, not versions: a long upload is one version, and somebody looks at its bar."""
+    with World() as world:
+        device = Device(world, tmp_path / "alice", "alice").start()
+        device.create_share()
+        view, share, service = device.view(), device.share(), Service(device.session)
+        view.pwrite(view.create("file"), 0, pattern(1, 4 << 20))
+        store, gate = device.session.store, trio.Event()
+        sync, asked = store.sync, []
+
+        async def held_up():
+            asked.append(1)
+            await gate.wait()
+            await sync()
+
+        monkeypatch.setattr(store, "sync", held_up)
+        events = []
+        task = world.start(service.call, "sync", {"timeout": 0, "wait": True}, events.append)
+        until(world, lambda: asked, "all was given to the store")
+        (left,) = describe.left(device.session)
+        assert left["state"] == "uploading"
+        assert left["arrived"] == left["blocks"]
+        assert left["arrived_bytes"] == left["bytes"] > 4 << 20
+        world.pass_time(1)
+        assert events[-1] == {"stage": "publishing", "done": left["bytes"], "total": events[-1]["total"],
+                              "unit": "bytes"}  # fmt: skip
+        assert device.session.book.find("first").uploading == (left["arrived"], left["arrived_bytes"])
+        world._token.run_sync_soon(gate.set)
+        assert task.wait() == {"left": []}
+        assert share.uploading is None
+        pending = describe.pending(device.session)
+        assert pending == {"blocks": 0, "bytes": 0, "memory": 0}
+        device.close()
+
+
+def test_whole_shares_only(tmp_path):
+    """A path in a share is no name for all of it: sealing everything again is not what was asked for."""
+    with World() as world:
+        device = Device(world, tmp_path / "alice", "alice").start()
+        device.create_share()
+        service = Service(device.session)
+        for method, params in (("share.reencrypt", {}), ("share.revoke", {"recipient": "bob"})):
+            with pytest.raises(MeshkitError) as refused:
+                world.run(service.call, method, {"share": "first/letters"} | params)
+            assert (refused.value.code, "'letters'" in refused.value.detail) == ("invalid_argument", True)
+        assert world.run(service.call, "share.reencrypt", {"share": "first/"})["complete"]
         device.close()
 
 

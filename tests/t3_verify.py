@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 
 import evil
 import pytest
@@ -399,6 +401,27 @@ def test_what_a_person_reads(run, keeper, capsys, tmp_path):
     code, out = said("verify", "--store", f"local:{keeper.device.blocks}")
     assert code == 6
     assert f"  {cid_text(victim)}  cid_mismatch" in out
+
+
+def test_a_time_that_is_shown_means_the_version_it_is_shown_for(run, keeper, capsys, monkeypatch):
+    """Wherever the machine is, and in the hour that a clock shows twice when summer ends."""
+    keeper.device.start()
+    twice = 1792888200  # 2026-10-25T00:30:00Z: in Berlin half past two, and an hour later again
+    times = {keeper.save(("a", b"%d" % i), at=twice + i * 3600): i for i in range(2)}
+    keeper.device.close()
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert main(["--home", str(keeper.device.root), "history", "first"]) == 0
+        shown = re.findall(r"v([0-9]+) +([0-9-]{10} [0-9:]{8}Z)", capsys.readouterr().out)
+        assert [int(number) for number, _ in shown] == [7, 6, 5, 4, 3, 2, 1]
+        for number, when in shown[:2]:
+            assert when == f"2026-10-25 0{times[int(number)]}:30:00Z"
+            code, done = run("restore", "first/a", "--at", when, "--to", f"first/as of {number}")
+            assert (code, done["version"]) == (0, int(number))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_an_operator_verifies_a_store_without_keys(run, keeper, tmp_path, monkeypatch):

@@ -733,15 +733,18 @@ def roster_of_the_same_number(scene):
     scene.roster(iat=int(time.time()) - 5)
 
 
-@pytest.mark.parametrize("spoil", [roster_rolled_back, roster_of_the_same_number])
-def test_a_roster_that_is_not_the_one_seen(scene, spoil):
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [(roster_rolled_back, "roster_rollback"), (roster_of_the_same_number, "roster_fork")],
+)
+def test_a_roster_that_is_not_the_one_seen(scene, spoil, code):
     path = scene.give().accept()
     opens(path / "file")
     with scene.restored():
         spoil(scene)
-        refused(scene.bob, path / "file", "freshness_unproven", step="roster")
-        if spoil is roster_rolled_back:
-            assert "accept-rollback" in reason(path)
+        refused(scene.bob, path / "file", code, step="roster")
+        assert "accept-rollback" in reason(path)
+        assert os.getxattr(path, "user.meshkit.state") == b"quarantined"
     scene.give()
     opens(path / "file")
 
@@ -753,10 +756,10 @@ def test_revocation_cannot_be_undone_by_the_store(scene):
         revoked(scene)
         refused(scene.bob, path / "file", "share_revoked", step="roster")
     # The roster of before the revocation is back. The newer one was owner-signed, and bob has seen it.
-    refused(scene.bob, path / "file", "freshness_unproven", step="roster")
+    refused(scene.bob, path / "file", "roster_rollback", step="roster")
     assert "was seen" in reason(path)
     scene.bob.remount()
-    refused(scene.bob, path / "file", "freshness_unproven", step="roster", shown_at=path)
+    refused(scene.bob, path / "file", "roster_rollback", step="roster", shown_at=path)
     # Nor is this what accept-rollback is for, as long as the revocation stands.
 
 
@@ -1097,6 +1100,10 @@ ELSEWHERE = {
     "capability_denied": "no capability tokens yet: a grant that asks for one is capability_required",
     "provider_http_error": "no provider that speaks HTTP yet",
     "metadata_unavailable": "the gate makes it freshness_unproven; for commands: t1_metadata_contract.py",
+    "metadata_unauthorized": "the gate makes it freshness_unproven; signatures: t0_wire.py",
+    "metadata_forbidden": "the gate makes it freshness_unproven",
+    "rate_limited": "the gate makes it freshness_unproven",
+    "quota_exceeded": "only a metadata service has quotas",
     "head_conflict": "merged and tried again, nobody sees it: t4_sharing.py, both write",
     "state_corrupt": "t4_bad_input.py",
     "home_busy": "t3_control.py",
@@ -1155,8 +1162,8 @@ def test_the_gate_answers_eacces_and_the_bytes_answer_eio():
             "capability_required", "capability_denied", "right_not_granted",
         },
         errno.EIO: {
-            "cid_mismatch", "invalid_envelope", "head_rollback", "head_fork", "block_unavailable",
-            "provider_http_error", "provider_request_failed",
+            "cid_mismatch", "invalid_envelope", "head_rollback", "head_fork", "roster_rollback", "roster_fork",
+            "block_unavailable", "provider_http_error", "provider_request_failed",
         },
         errno.ENOSPC: {"no_space"},
     }  # fmt: skip

@@ -229,3 +229,47 @@ def test_a_revocation_reaches_open_files_of_the_past(tmp_path, first, alice):
             with fails(errno.EACCES):
                 os.listdir(theirs / ".snapshots")
             pages.close()
+
+
+def test_a_byte_store_restored_from_a_backup(tmp_path):
+    """The metadata store knows versions that the byte store does not have any more: every command, under a mount."""
+    with Person(tmp_path / "carol", "carol") as carol:
+        carol.init()
+        carol.mount()
+        share = carol.mnt / "first"
+        share.mkdir()
+        fill(share / "tree")
+        whole = published(carol, share)
+        carol.umount()
+        shutil.copytree(carol.blocks, tmp_path / "backup")
+        carol.mount()
+        (share / "tree/other").write_bytes(b"since then\n")
+        (share / "new").mkdir()
+        (share / "new/file").write_bytes(os.urandom(300_000))
+        lost = published(carol, share)
+        carol.umount()
+        shutil.rmtree(carol.blocks)
+        shutil.copytree(tmp_path / "backup", carol.blocks)
+        carol.mount()
+        assert errno_of(os.listdir, share) == errno.EIO
+        assert reason_code(share) == "block_unavailable"
+        told = carol.run("verify", "first", check=False)
+        assert told.code == 6
+        assert "block_unavailable" in told.out
+        assert f"versions {lost}" in told.out
+        told = carol.run("repair", "first", "--from", f"local:{tmp_path / 'backup'}", check=False)
+        assert (told.code, "0 blocks repaired" in told.out) == (6, True)
+        assert (snapshot(share, whole) / "tree/other").read_bytes() == b"old\n"
+        told = carol.run("history", "first").out
+        assert "cannot be read: block_unavailable" in told
+        failed = carol.run("restore", "first", "--at", f"v{whole}", check=False)
+        assert (failed.code, "--exact" in failed.err) == (7, True)
+        done = carol.run("restore", "first", "--at", f"v{whole}", "--exact").out
+        assert f"exactly what it was in version {whole}" in done
+        run("diff", "-r", "--no-dereference", share, snapshot(share, whole))
+        (share / "tree/other").write_bytes(b"and on it goes\n")
+        newest = published(carol, share)
+        assert carol.cli("verify", "first", "--versions", "live")["shares"][0]["broken"] == []
+        carol.remount()
+        assert (share / "tree/other").read_bytes() == b"and on it goes\n"
+        assert carol.share("first")["version"] == newest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
 
 import evil
@@ -82,6 +83,13 @@ def test_damage_is_named_and_mended_under_a_mount(alice, tmp_path):
     assert found.code == 6
     (broken,) = found.json["shares"][0]["broken"]
     assert broken["paths"] == ["large"]
+    # Also said from inside the mount, where there may be a directory of the share's name, or of a place in it.
+    (share / "first").mkdir()
+    for place in ("first", ".", "../first", f"{share}"):
+        done = subprocess.run(
+            [alice.python, "-m", "meshkitfs", "verify", place], cwd=share, env=alice.env, capture_output=True
+        )
+        assert done.returncode == 6, done.stderr
     done = alice.cli("repair", "first", "--from", f"local:{tmp_path / 'copy'}")
     assert (done["repaired"], done["broken"]) == (1, [])
     assert (share / "large").read_bytes() == BIG

@@ -12,15 +12,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from devices import Device, World, pattern, scratch
-from homes import Person, errno_of, fails, needs_fuse, tmpfs, wait_until, write_synced
+from homes import Person, fails, in_the_foreground, needs_fuse, tmpfs, wait_until, write_synced
 from trio import sleep as trio_sleep
 
 from meshkitfs.daemon import describe
@@ -133,29 +131,6 @@ def device(world, place):
 # -- being told to stop ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def in_the_foreground(person):
-    """A daemon that is a child of this process, so that its exit code can be seen."""
-    person.mnt.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "meshkitfs", "mount", "--foreground", person.mnt],
-        env=person.env,
-        cwd="/",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    person.daemons.append(process.pid)
-    try:
-        wait_until(lambda: preflight.is_ours(person.mnt) or process.poll() is not None, "the mount")
-        assert process.poll() is None, process.stdout.read().decode()
-        wait_until(lambda: errno_of(os.stat, person.mnt / ".meshkit/status.json") == 0, "the mount")
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
 def stop(person, process):
     """SIGTERM; the daemon's end is in order, and the mount point is free."""
     os.kill(process.pid, signal.SIGTERM)
@@ -213,6 +188,32 @@ def test_sigterm_while_the_provider_is_away(tmp_path):
         alice.umount()
         shutil.rmtree(alice.root / "cache")
         assert (alice.mount() / "first/closed").read_bytes() == pattern(1, 300 * KIB)
+
+
+@needs_fuse
+@pytest.mark.parametrize("force", [False, True], ids=["", "force"])
+def test_umount_of_a_mount_whose_provider_does_not_answer(tmp_path, force):
+    """It takes the time it was given, says what is left, and the daemon ends: nothing waits for the provider."""
+    with Person(tmp_path / "alice", "alice") as alice:
+        alice.init()
+        alice.cli("share", "create", "first")
+        base = alice.mnt / "first"
+        with in_the_foreground(alice, "silent_store.py") as process:
+            (base / "on its way").write_bytes(pattern(1, 300 * KIB))
+            wait_until(lambda: alice.share("first")["state"] == "uploading", "the upload")
+            # In no local commit yet: the upload is under way, and it is not old enough for one beside it.
+            (base / "just now").write_bytes(pattern(2, 300 * KIB))
+            done = alice.cli("umount", "--timeout", "0.5", *["--force"][: int(force)], check=False)
+            assert done.code == 7, done
+            (left,) = done.json["left"]
+            assert (left["share"], left["arrived"]) == ("first", 0)
+            assert left["bytes"] > 600 * KIB
+            assert process.wait(60) == 0
+            assert alice.home.holder() is None
+        base = alice.mount() / "first"
+        assert (base / "on its way").read_bytes() == pattern(1, 300 * KIB)
+        assert (base / "just now").read_bytes() == pattern(2, 300 * KIB)
+        assert alice.cli("sync") == {"left": []}
 
 
 # -- full disks ------------------------------------------------------------------------------------------------
@@ -457,7 +458,14 @@ def test_the_provider_is_away_and_comes_back(tmp_path, end):
         waiting = {path for path in (alice.root / "cache").rglob("*") if path.is_file()}
         assert waiting, "nothing was staged: this proves nothing"
         assert alice.mount(check=False).error["code"] == "provider_request_failed"
-        assert waiting == {path for path in (alice.root / "cache").rglob("*") if path.is_file()}
+        # What waits can be asked for all the same, and waited for.
+        (left,) = alice.cli("status")["left"]
+        assert left["share"] == "first"
+        assert left["state"] in ("dirty", "stuck")
+        assert 0 < left["blocks"] <= len(waiting)
+        done = alice.cli("sync", "--timeout", "1", check=False)
+        assert (done.code, done.json["left"][0]["reason"]) == (7, "provider_request_failed")
+        assert waiting <= {path for path in (alice.root / "cache").rglob("*") if path.is_file()}
         away.rename(alice.blocks)
         base = alice.mount() / "first"
         wait_until(lambda: alice.status()["left"] == [], "the upload that nobody asked for")
@@ -470,6 +478,40 @@ def test_the_provider_is_away_and_comes_back(tmp_path, end):
             alice.umount()
             shutil.rmtree(alice.root / "cache", ignore_errors=True)
             base = alice.mount() / "first"
+
+
+def test_what_cannot_be_opened_at_the_start_is_taken_up_later(world, device):
+    """A store that fails while a home starts does not keep unsent changes until somebody opens the share."""
+    view = device.view()
+    view.write("before", pattern(1, 300 * KIB))
+    device.flush()
+    fh = view.create("unsent")
+    view.pwrite(fh, 0, b"unsent")
+    world.run(device.share().journal)
+    device.crash()
+    troubles = []
+
+    def prepare(session):
+        async def fails(_name):
+            raise MeshkitError("provider_request_failed", "on purpose")
+
+        troubles.append(Trouble(session.services.reader, ["open_root"], fails))
+
+    device.start(prepare)
+    (trouble,) = troubles
+    until = time.monotonic() + 30
+    while trouble.fired < 3:
+        world.pass_time(1)
+        assert time.monotonic() < until, "it was tried once, and never again"
+    (left,) = describe.left(device.session)
+    assert (left["share"], left["state"], left["reason"]) == ("first", "stuck", "provider_request_failed")
+    assert left["blocks"] > 0
+    trouble.on = False
+    while device.session.state.unpublished():
+        world.pass_time(1)
+        assert time.monotonic() < until, "nobody asked for it, and so it stays"
+    by_itself(device)
+    assert from_the_provider(device) == {"before": pattern(1, 300 * KIB), "unsent": b"unsent"}
 
 
 @needs_fuse

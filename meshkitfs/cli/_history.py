@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, printable, size, table
+from ._output import count, distance, printable, size, table, utc
 from ._targets import past_path
 
 __all__ = ["history", "restore"]
@@ -34,29 +35,37 @@ def _cells(row: dict[str, Any]) -> list[object]:
         version = f"v{row['first']} to {version}"
     what = str(row.get("what"))
     if not row.get("readable"):
-        return [version, clock(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
-    return [version, clock(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
+        return [version, utc(row.get("time")), None, f"cannot be read: {row.get('code')}", None]
+    return [version, utc(row.get("time")), row.get("writer"), _WHAT.get(what, what), size(row.get("size"))]
 
 
 def restore(context: Context, args: argparse.Namespace) -> int:
-    """``restore PATH --at WHEN [--to NEWPATH]``"""
+    """``restore PATH --at WHEN [--to NEWPATH | --exact]``"""
     points = mount_points(context.home)
-    params = {"path": past_path(args.path, points), "at": args.at}
+    params = {"path": past_path(args.path, points), "at": args.at, "exact": args.exact}
     if args.to is not None:
         params["to"] = past_path(args.to, points)
     data = context.call("restore", params)
-    counts = [_count(data.get(name), one, many) for name, one, many in _COUNTED]
-    done = ", ".join(count for count in counts if count)
+    done = ", ".join(count(data[name], one, many) for name, one, many in _COUNTED if data.get(name))
     place, version = printable(data.get("to")), f"version {data.get('version')}"
-    if done:
+    if args.exact and data.get("replaced") != data.get("version"):
         lines = [
-            f"Brought back to {place} from {version}, {ago(data.get('time'))}: {done}.",
+            f"{place} is exactly what it was in {version}{_when(data.get('time'))}.",
+            f"What was there before stays in the history, in version {data.get('replaced')}.",
+        ]
+    elif done:
+        lines = [
+            f"Brought back to {place} from {version}{_when(data.get('time'))}: {done}.",
             f"What was there before stays in the history, in version {data.get('replaced')}.",
         ]
     else:
         lines = [f"{place} is as it was in {version} already; nothing was changed."]
+    unreadable = data.get("unreadable") or []
+    if unreadable:
+        lines.append("Left out, because some of it is missing at the store or damaged:")
+        lines += [f"  {printable(path)}" for path in unreadable]
     context.out.result(data, lines)
-    return 0
+    return exit_code_for(MeshkitError("block_unavailable")) if unreadable else 0
 
 
 _COUNTED = (
@@ -66,5 +75,5 @@ _COUNTED = (
 )
 
 
-def _count(count: int | None, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}" if count else ""
+def _when(moment: int | None) -> str:
+    return "" if moment is None else f", {utc(moment)} ({distance(moment)})"

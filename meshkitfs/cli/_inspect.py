@@ -32,16 +32,16 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             ("mounted at", data.get("mountpoint") or "(not mounted)"),
             ("daemon", f"process {data['pid']}" if data.get("mountpoint") and data.get("pid") else None),
             ("byte store", data.get("provider")),
-            ("unsent", _amount(pending)),
+            ("unsent", _unsent(pending)),
             ("oldest unsent", ago(min(since)) if (since := _since(data)) else None),
             ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
         ]
     )
     shares = data.get("shares") or []
     lines += ["", *table(SHARE_HEADINGS, share_rows(shares))] if shares else ["", "There are no shares."]
-    stuck = [item for item in data.get("left") or [] if item.get("reason")]
-    if stuck:
-        lines += ["", *left_lines(stuck)]
+    left = data.get("left") or []
+    if left:
+        lines += ["", *left_lines(left)]
     lines += source_lines(data.get("sources") or [])
     errors = data.get("errors") or []
     if errors:
@@ -56,7 +56,7 @@ def status(context: Context, _args: argparse.Namespace) -> int:
 
 def sync(context: Context, args: argparse.Namespace) -> int:
     """``sync``: exit 0 when nothing is left to send, else as ``commit_pending``."""
-    data = context.call("sync", {"timeout": args.timeout})
+    data = context.call("sync", {"timeout": args.timeout, "wait": True})
     left = data.get("left") or []
     context.out.result(data, left_lines(left) if left else ["Everything is published."])
     return exit_code_for(MeshkitError("commit_pending")) if left else 0
@@ -100,12 +100,22 @@ def left_lines(left: list[dict[str, Any]]) -> list[str]:
         reason = ": ".join(str(item[name]) for name in ("reason", "detail") if item.get(name))
         reason = f": {reason}" if reason else ""
         since = f", since {ago(item['since'])}" if item.get("since") else ""
-        lines.append(f"  {printable(item.get('share', '?'))}  {_amount(item)}{since}{printable(reason)}")
+        state = f"{item['state']}, " if item.get("state") else ""
+        arrived = f" ({size(item['arrived_bytes'])} of it arrived)" if item.get("arrived_bytes") else ""
+        name = printable(item.get("share", "?"))
+        lines.append(f"  {name}  {state}{_amount(item)}{arrived}{since}{printable(reason)}")
     return lines
 
 
 def _since(data: Mapping[str, Any]) -> list[int]:
     return [item["since"] for item in data.get("left") or [] if item.get("since")]
+
+
+def _unsent(pending: Mapping[str, Any]) -> str:
+    sealed, memory = _amount(pending), pending.get("memory")
+    if not memory:
+        return sealed
+    return f"{size(memory)} in memory" if sealed == "nothing" else f"{sealed}; {size(memory)} in memory"
 
 
 def _amount(item: Mapping[str, Any]) -> str:

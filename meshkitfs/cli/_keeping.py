@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import TABLE, MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import printable, size, table
+from ._output import printable, size, table, utc
 from ._progress import ProgressLine
 from ._targets import share_path
 
@@ -28,13 +28,13 @@ def prune(context: Context, args: argparse.Namespace) -> int:
     rows = [
         [
             item["version"],
-            _utc(item["time"]),
+            utc(item["time"]),
             "keep" if item["keep"] else "give up",
             ", ".join(item["reasons"]),
         ]
         for item in data["versions"]
     ]
-    lines = table(("version", "time (UTC)", "", "because"), rows)
+    lines = table(("version", "time", "", "because"), rows)
     count = data["given_up"]
     if not count:
         lines += ["", "Nothing to give up."]
@@ -140,6 +140,9 @@ def _verify_store(context: Context, args: argparse.Namespace) -> int:
 
 
 def _share(context: Context, text: str) -> str:
+    """Return the share that was named. Inside a mount, a directory of that name is not meant."""
+    if "/" not in text and text not in (".", "..") and not text.startswith("~"):
+        return text
     return share_path(text, mount_points(context.home)).strip("/")
 
 
@@ -149,15 +152,6 @@ def _absolute(spec: str) -> str:
     if kind not in ("local", "local-dev") or not colon or not place:
         return spec
     return f"{kind}:{Path(place).expanduser().absolute()}"
-
-
-def _utc(moment: int) -> str:
-    from datetime import UTC, datetime
-
-    try:
-        return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
-    except (OverflowError, ValueError, OSError):
-        return str(moment)
 
 
 def _extent(item: Mapping[str, Any]) -> str:

@@ -15,7 +15,19 @@ from typing import Any, Final
 
 from ..errors import MeshkitError
 
-__all__ = ["Output", "ago", "clock", "duration", "fields", "printable", "size", "table"]
+__all__ = [
+    "Output",
+    "ago",
+    "clock",
+    "count",
+    "distance",
+    "duration",
+    "fields",
+    "printable",
+    "size",
+    "table",
+    "utc",
+]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -108,12 +120,27 @@ def size(count: int | None) -> str:
     raise AssertionError("unreachable")
 
 
+def count(number: int | None, one: str, many: str) -> str:
+    """Return a number of things: ``1 file``, ``3 files``."""
+    return f"{number or 0} {one if number == 1 else many}"
+
+
 def clock(moment: float | None) -> str:
     """Return a time (seconds since the epoch) in local time, to the minute."""
     if moment is None:
         return ""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return str(moment)
+
+
+def utc(moment: float | None) -> str:
+    """Return a version's time (seconds since the epoch) in UTC, as ``--at`` takes it."""
+    if moment is None:
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(moment))
     except (OverflowError, ValueError, OSError):
         return str(moment)
 
@@ -133,9 +160,13 @@ def ago(moment: float | None, now: float | None = None) -> str:
     """Return a time with its distance from now: ``2026-11-30 15:09 (in 6d 23h)``."""
     if moment is None:
         return ""
+    return f"{clock(moment)} ({distance(moment, now)})"
+
+
+def distance(moment: float, now: float | None = None) -> str:
+    """Return how far a time is from now: ``in 6d 23h``, ``20s ago``."""
     difference = moment - (time.time() if now is None else now)
-    distance = f"in {duration(difference)}" if difference >= 0 else f"{duration(-difference)} ago"
-    return f"{clock(moment)} ({distance})"
+    return f"in {duration(difference)}" if difference >= 0 else f"{duration(-difference)} ago"
 
 
 def _width(text: str) -> int:

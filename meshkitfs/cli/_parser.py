@@ -309,6 +309,12 @@ def _past_commands(add: _Adder) -> None:
     restore.add_argument("path", metavar="PATH", help="a path under the mount point, or SHARE/path")
     restore.add_argument("--at", metavar="WHEN", required=True, help="which version: v12, a time, or 3d")
     restore.add_argument("--to", metavar="NEWPATH", help="bring it back to this free place in the same share")
+    restore.add_argument(
+        "--exact",
+        action="store_true",
+        help="PATH is a whole share: what the version did not have goes. Works also if the newest version "
+        "cannot be read any more",
+    )
 
 
 def _people_commands(add: _Adder) -> None:

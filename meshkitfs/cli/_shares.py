@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, duration, fields, printable, size, table
+from ._output import ago, clock, count, duration, fields, printable, size, table
 from ._targets import share_path
 
 __all__ = [
@@ -175,8 +175,9 @@ def _rewritten(data: Mapping[str, Any]) -> list[str]:
     name = printable(data.get("share", ""))
     amount = size(int(data.get("bytes") or 0))
     lines = [
-        f"Wrote {data.get('files')} files ({amount}, {data.get('blocks')} blocks) and "
-        f"{data.get('directories')} directories of {name} again, under new keys."
+        f"Wrote {count(data.get('files'), 'file', 'files')} "
+        f"({amount}, {count(data.get('blocks'), 'block', 'blocks')}) and "
+        f"{count(data.get('directories'), 'directory', 'directories')} of {name} again, under new keys."
     ]
     if data.get("skipped"):
         lines.append(f"{data['skipped']} files and directories had new keys already.")

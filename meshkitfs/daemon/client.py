@@ -74,7 +74,8 @@ def run(
                 if open_service is None:
                     from .service import Service  # the whole of the filesystem: only loaded when needed
 
-                    open_service = Service.open
+                    # What waits here can be told, and waited for, while the byte store is away.
+                    open_service = partial(Service.open, absent=method in ("status", "sync"))
                 logs.setup(home.log_file)
                 return run_async(
                     partial(_in_process, open_service, home, method, params, passphrase, on_progress)

@@ -37,11 +37,7 @@ def share(item: Share) -> dict[str, Any]:
         "epoch": grant.roster.epoch if grant is not None else None,
         "head": cid_text(item.base.root) if item.base.root else None,
         "state": _state(item),
-        "reason": refusal.code
-        if refusal is not None
-        else item.stuck.code
-        if item.stuck is not None
-        else None,
+        "reason": next((e.code for e in (refusal, item.stuck, item.unread) if e is not None), None),
         "conflicts": [os.fsdecode(name) for name in item.conflicts],
     }
     root = item.tree_root
@@ -51,13 +47,21 @@ def share(item: Share) -> dict[str, Any]:
 
 
 def _state(item: Share) -> str:
-    """Say where a share's changes are: nowhere to go, here, on their way, stuck here, or all stored."""
+    """Say where a share's changes are: nowhere to go, here, on their way, stuck here, or all stored.
+
+    And of one without changes, if its newest version cannot be read.
+    """
     if item.refusal is not None:
         return "refused"
     if not item.dirty:
-        return "stored"
+        return "stored" if item.unread is None else "unreadable"
     if item.uploading is not None:
         return "uploading"
+    return "dirty" if item.stuck is None else "stuck"
+
+
+def _unopened(item: Share) -> str:
+    """The same for a share with changes of an earlier run that was not opened since."""
     return "dirty" if item.stuck is None else "stuck"
 
 
@@ -101,14 +105,13 @@ def invitation(item: Invitation, contacts: dict[str, Contact]) -> dict[str, Any]
 
 
 def pending(session: Session) -> dict[str, Any]:
-    """Count what waits to be stored: blocks and bytes that are sealed, bytes still in memory."""
-    blocks = size = 0
-    for row in session.book.shares.values():
-        if row.row.grant == "live":
-            staged = session.state.staged(row.row.share)
-            blocks += len(staged)
-            size += sum(length for _, length in staged)
-    return {"blocks": blocks, "bytes": size + session.services.budget.held}
+    """Count what waits to be stored: blocks and bytes that are sealed, bytes that are in memory yet."""
+    amounts = [item.waiting for item in session.book.shares.values() if item.row.grant == "live"]
+    return {
+        "blocks": sum(blocks for blocks, _ in amounts),
+        "bytes": sum(size for _, size in amounts),
+        "memory": session.services.budget.held,
+    }
 
 
 def left(session: Session) -> list[dict[str, Any]]:
@@ -117,18 +120,19 @@ def left(session: Session) -> list[dict[str, Any]]:
     found = []
     for item in session.book.shares.values():
         if item.dirty or (item.row.grant == "live" and item.row.share in waiting):
-            staged = session.state.staged(item.row.share)
+            blocks, size = item.waiting
             reason = item.stuck or item.refusal
-            arrived, _ = item.uploading or (0, 0)
+            arrived, arrived_bytes = item.uploading or (0, 0)
             since = item.unsent_since
             found.append(
                 {
                     "share": item.name,
-                    "state": _state(item),
-                    "blocks": len(staged),
-                    "bytes": sum(size for _, size in staged),
-                    # Of the blocks, those that the provider has got in the upload under way.
+                    "state": _state(item) if item.dirty or item.refusal else _unopened(item),
+                    "blocks": blocks,
+                    "bytes": size,
+                    # Of them, what the provider has got in the upload under way.
                     "arrived": arrived,
+                    "arrived_bytes": arrived_bytes,
                     "since": int(since) or None,
                     "age_seconds": max(0, int(time.time() - since)) if since else None,
                     "reason": reason.code if reason is not None else "",

@@ -17,6 +17,7 @@ from meshkitfs.daemon import control, describe
 from meshkitfs.daemon.config import MountOptions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.service import Progress, Service
+from meshkitfs.daemon.session import CLOSE_DEADLINE_S
 from meshkitfs.fuse import mount as fuse_mount
 from meshkitfs.keyvault import Passphrase
 from meshkitfs.vfs import ControlFiles, MeshFilesystem
@@ -46,7 +47,7 @@ async def run_mount(
         session = service.session
         if options.fsync is not None:
             session.services.fsync_publishes = options.fsync == "published"
-        stop = trio.Event()
+        ending = _Ending()
         service.mounted = {"mountpoint": str(mountpoint), "pid": os.getpid()}
         files = ControlFiles(
             {
@@ -60,40 +61,56 @@ async def run_mount(
         fs = MeshFilesystem(session.book, files, session.runtime, session.note)
         session.listeners.append(fs.on_event)
         service.fault_of = lambda node: fs.faults.of(node.ino)
-        await nursery.start(_on_signal, stop)
-        serving = partial(
-            fuse_mount.run, fs, mountpoint, fuse_mount.MountOptions(read_only=options.read_only), stop=stop
-        )
-        ended = trio.Event()
+        await nursery.start(_on_signal, ending.stop)
+        readonly = fuse_mount.MountOptions(read_only=options.read_only)
+        serving = partial(fuse_mount.run, fs, mountpoint, readonly, stop=ending.stop)
 
         async def serve(task_status: trio.TaskStatus[fuse_mount.Mounted]) -> None:
             try:
                 await serving(task_status=task_status)
             finally:
-                ended.set()
+                ending.unmounted.set()
 
         await nursery.start(serve)
         await nursery.start(
             partial(
                 control.serve, home, service.call, info=lambda: dict(service.mounted),
-                stop=partial(_stop, service, stop, ended),
+                stop=partial(_stop, service, ending),
             )
         )  # fmt: skip
         on_ready({"mountpoint": str(mountpoint), "pid": os.getpid()})
         _log.info("mounted")
-        await ended.wait()
-        await service.sync(lambda _: None)
+        await ending.unmounted.wait()
+        # Nothing changes any more: first what must not be lost, then what others wait for.
+        await session.secure()
+        with ending.publishing:
+            ending.publishing.deadline = trio.current_time() + CLOSE_DEADLINE_S
+            await service.sync(lambda _: None)
+        session.closing_s = 0
+        ending.over.set()
         nursery.cancel_scope.cancel()
 
 
+class _Ending:
+    """How a mount ends: told to ``stop``, ``unmounted``, then ``publishing`` what is left, then ``over``."""
+
+    def __init__(self) -> None:
+        self.stop = trio.Event()
+        self.unmounted = trio.Event()
+        self.publishing = trio.CancelScope()
+        self.over = trio.Event()
+
+
 async def _stop(
-    service: Service, stop: trio.Event, ended: trio.Event, params: dict[str, Any], progress: Progress
+    service: Service, ending: _Ending, params: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """Publish what waits, then unmount. Without ``force``, what cannot be published is reported and kept."""
+    """Publish what waits, for ``timeout`` seconds, then unmount; what could not be published is kept."""
     result = await service.sync(progress, float(params.get("timeout", STOP_SECONDS)))
-    stop.set()
-    await ended.wait()
-    return result
+    if result["left"]:
+        ending.publishing.cancel()  # it had its time
+    ending.stop.set()
+    await ending.over.wait()
+    return {"left": describe.left(service.session)}
 
 
 async def _on_signal(stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

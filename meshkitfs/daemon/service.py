@@ -42,6 +42,14 @@ Progress = Callable[[dict[str, Any]], None]
 # as much again for the walk and the kernel.
 REVOKE_BOUND_S: Final = 2 * WATCH_S
 _PROGRESS_S: Final = 0.2
+# What can pass without anybody doing something here, and how often `sync` then tries again (s).
+_PASSING: Final = frozenset(
+    {
+        "provider_request_failed", "provider_http_error", "metadata_unavailable", "freshness_unproven",
+        "head_conflict", "no_space", "timed_out",
+    }
+)  # fmt: skip
+_AGAIN_S: Final = 1.0
 
 
 class Service:
@@ -84,9 +92,11 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, home: Home, passphrase: keyvault.Passphrase | None) -> AsyncIterator[Service]:
-        """Open ``home`` (its lock is held by the caller) and serve its commands."""
-        async with Session.open(home, passphrase) as session:
+    async def open(
+        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+    ) -> AsyncIterator[Service]:
+        """Open ``home`` (its lock is held by the caller), as `Session.open` does, and serve its commands."""
+        async with Session.open(home, passphrase, absent=absent) as session:
             yield cls(session)
 
     async def call(
@@ -159,7 +169,7 @@ class Service:
         return data
 
     async def _share_revoke(self, share: str, recipient: str) -> dict[str, Any]:
-        found = self.session.book.find(self._relative(share).strip("/").split("/", 1)[0])
+        found = self._whole(share)
         ended = await self.session.book.revoke(found, recipient)
         return {
             "share": found.name,
@@ -169,7 +179,7 @@ class Service:
         }
 
     async def _share_reencrypt(self, share: str, progress: Progress) -> dict[str, Any]:
-        found = self.session.book.find(self._relative(share).strip("/").split("/", 1)[0])
+        found = self._whole(share)
         async with self._rewriting:
             return {"share": found.name} | asdict(await reencrypt(found, progress))
 
@@ -177,6 +187,16 @@ class Service:
         found = self.session.book.find(self._relative(share).strip("/"))
         old = await self.session.book.accept_rollback(found)
         return {"was_version": old.head_version, "now": await self._described(found)}
+
+    def _whole(self, target: str) -> Share:
+        """Return the share that ``target`` names, refusing a part of one: what is asked is for all of it."""
+        name, _, inside = self._relative(target).strip("/").partition("/")
+        share = self.session.book.find(name)
+        if inside:
+            raise MeshkitError(
+                "invalid_argument", f"{inside!r} is in the share {name!r}: only that as a whole"
+            )
+        return share
 
     def _relative(self, target: str) -> str:
         """Return SHARE[/path] for a path below the mount point; other targets are that already."""
@@ -254,39 +274,50 @@ class Service:
     async def _status(self) -> dict[str, Any]:
         return describe.status(self.session) | self.mounted
 
-    async def sync(self, progress: Progress, timeout: float = 0) -> dict[str, Any]:
-        """Publish everything that waits; returns what is left after ``timeout`` seconds (0: no limit)."""
+    async def sync(self, progress: Progress, timeout: float = 0, wait: bool = False) -> dict[str, Any]:
+        """Publish everything that waits; returns what is left after ``timeout`` seconds (0: no limit).
+
+        A share that cannot be published is given up after one try. With ``wait`` it is tried again until the
+        time is over, if what keeps it can pass by itself.
+        """
         session = self.session
         waiting = session.state.unpublished()
-
-        async def publish_all() -> None:
-            async with trio.open_nursery() as nursery:
-                for share in list(session.book.shares.values()):
-                    if share.dirty or (share.row.share in waiting and share.row.grant == "live"):
-                        nursery.start_soon(self._publish_one, share)
-                nursery.start_soon(self._report, progress, nursery.cancel_scope)
-
         with trio.move_on_after(timeout or float("inf")):
-            await publish_all()
+            async with trio.open_nursery() as reporting:
+                reporting.start_soon(self._report, progress)
+                async with trio.open_nursery() as nursery:
+                    for share in list(session.book.shares.values()):
+                        if share.dirty or (share.row.share in waiting and share.row.grant == "live"):
+                            nursery.start_soon(self._publish_one, share, wait)
+                reporting.cancel_scope.cancel()
         return {"left": describe.left(session)}
 
-    async def _publish_one(self, share: Share) -> None:
-        try:
-            await share.use("list")
-            if share.dirty:
-                await share.flush()
-        except MeshkitError as error:
-            self.session.note(share.name, error)
+    async def _publish_one(self, share: Share, wait: bool) -> None:
+        while True:
+            try:
+                await share.use("list")
+                if share.dirty:
+                    await share.flush()
+                return
+            except MeshkitError as error:
+                self.session.note(share.name, error)
+                if share.tree is None and share.refusal is None:
+                    share.stuck = error  # it could not be opened, so nothing else says what keeps it
+                if not wait or error.code not in _PASSING:
+                    return
+            await trio.sleep(_AGAIN_S)
 
-    async def _report(self, progress: Progress, scope: trio.CancelScope) -> None:
-        """Tell how much is left until nothing is; ends with the last publication."""
+    async def _report(self, progress: Progress) -> None:
+        """Tell how much has gone out, and what the rest waits for, until cancelled."""
         total = 0
         while True:
-            left = describe.pending(self.session)
-            total = max(total, left["blocks"])
-            progress({"done": total - left["blocks"], "total": total, "unit": "blocks"})
-            if not any(share.dirty and share.stuck is None for share in self.session.book.shares.values()):
-                return
+            left = describe.left(self.session)
+            rest = sum(item["bytes"] - item["arrived_bytes"] for item in left)
+            total = max(total, sum(item["bytes"] for item in left))
+            why = next((item["reason"] for item in left if item["reason"]), "")
+            stage = f"waiting ({why})" if why else "publishing"
+            if total:
+                progress({"stage": stage, "done": total - rest, "total": total, "unit": "bytes"})
             await trio.sleep(_PROGRESS_S)
 
     async def _explain(self, path: str) -> dict[str, Any]:

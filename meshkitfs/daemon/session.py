@@ -40,6 +40,7 @@ from meshkitfs.shares import (
     Event,
     PublishFailed,
     Services,
+    Share,
     ShareBook,
 )
 from meshkitfs.state import Clock, Spool, State
@@ -60,6 +61,8 @@ INCIDENTS: Final = 200
 SPOOL_FLOOR: Final = 256 << 20
 CLOSE_DEADLINE_S: Final = 120
 STORE_CLOSE_S: Final = 5
+# How often a share with unsent changes of an earlier run is tried to be opened, while a store is away.
+TAKE_UP_AGAIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,17 @@ class Session:
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    # How long (s) the end of the session may go on publishing; 0 where that was tried already.
+    closing_s: float = CLOSE_DEADLINE_S
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, home: Home, passphrase: keyvault.Passphrase | None) -> AsyncIterator[Session]:
+    async def open(
+        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+    ) -> AsyncIterator[Session]:
         """Open ``home``, whose lock the caller holds. Leaving it sends what is unsent, as far as possible.
+
+        With ``absent`` the byte store need not be there.
 
         Raises MeshkitError: ``not_initialized``, ``invalid_config``, the key vault's refusals,
         ``state_corrupt``, ``provider_request_failed``, ``metadata_unavailable``.
@@ -109,7 +118,7 @@ class Session:
             key = keyvault.derive_key(secret, "mk/state-db@1")
             state = await trio.to_thread.run_sync(State.open, home.state_db, key)
             stack.callback(state.close)
-            store = await open_provider(settings.provider)
+            store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
             metadata = EmbeddedMetadata(settings.metadata.path)
             stack.callback(metadata.close)
@@ -216,14 +225,37 @@ class Session:
         waiting = self.state.unpublished()
         for share in list(self.book.shares.values()):
             if share.row.share in waiting and share.row.grant == "live":
+                self.services.nursery.start_soon(self._take_up, share)
+
+    async def _take_up(self, share: Share) -> None:
+        """Open a share with unsent changes, which then go out by themselves."""
+        while True:
+            try:
+                await share.use("list")
+                return
+            except MeshkitError as error:
+                _log.warning("unsent changes of share %r must wait: %s", share, error.code)
+                if share.refusal is not None:
+                    return  # the watcher looks at it again
+                share.stuck = error
+            await trio.sleep(TAKE_UP_AGAIN_S)
+
+    async def secure(self) -> None:
+        """Make every change durable on this device, whatever the stores do."""
+        for share in list(self.book.shares.values()):
+            if share.dirty:
                 try:
-                    await share.use("list")
+                    await share.journal()
                 except MeshkitError as error:
-                    _log.warning("unsent changes of share %r must wait: %s", share, error.code)
+                    _log.warning("not journaled: share %r: %s (%s)", share, error.code, error.detail)
+                except Exception:
+                    _log.exception("not journaled: share %r", share)
 
     async def _close(self) -> None:
         """Publish what is not published yet; what cannot be stays in the spool for the next start."""
-        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+        with trio.CancelScope(shield=True):
+            await self.secure()
+        with trio.move_on_after(self.closing_s, shield=True):
             for share in list(self.book.shares.values()):
                 if share.dirty:
                     try:

@@ -11,7 +11,7 @@ from meshkitfs.core.entries import DIR, SYMLINK
 from meshkitfs.core.keys import kid_of
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
-from meshkitfs.shares import Change, Share, path_changes
+from meshkitfs.shares import Change, Share, go_back, path_changes
 from meshkitfs.shares import restore as bring_back
 
 __all__ = ["METHODS", "history", "restore"]
@@ -36,7 +36,7 @@ async def history(
     if type(limit) is not int or limit < 0:
         raise MeshkitError("invalid_argument", f"limit {limit!r}")
     share, parts = _place(session, relative(path))
-    await share.history.refresh(await share.use("list", current=True))
+    await share.history.refresh(await share.past.use("list", current=True))
     kept = share.history.kept
     writers = _writers(session, share)
     rows: list[dict[str, Any]] = []
@@ -101,9 +101,11 @@ async def restore(
     path: str,
     at: str,
     to: str | None = None,
+    exact: bool = False,
 ) -> dict[str, Any]:
     """Bring back what ``path`` was in version ``at`` (as `parse_moment` reads it), to its place or ``to``.
 
+    With ``exact``, a whole share becomes what it was, also if the newest version cannot be read any more.
     Raises what `meshkitfs.shares.restore` does, ``version_not_found`` and ``invalid_argument``.
     """
     share, parts = _place(session, relative(path))
@@ -114,15 +116,21 @@ async def restore(
             raise MeshkitError("invalid_argument", f"--to {to!r} is in another share than {path!r}")
         if not target:
             raise MeshkitError("path_exists", share.name)
-    await share.history.refresh(await share.use("list", current=True))
-    version = share.history.at(at, int(session.services.wall()))
+    if exact and (parts or target is not None):
+        raise MeshkitError("invalid_argument", "--exact is for a whole share, in its place")
 
     def report(done: int, total: int) -> None:
         progress({"stage": "restoring", "done": done, "total": total, "unit": "files"})
 
-    # Not while blocks are being collected: the version could be one of those that go.
+    # Not while versions are given up and blocks collected: it could be one of those that go.
     async with share.upkeep:
-        done = await bring_back(share, version, parts, target, report)
+        look = share.past.use if exact else share.use
+        await share.history.refresh(await look("list", current=True))
+        version = share.history.at(at, int(session.services.wall()))
+        if exact:
+            done = await go_back(share, version)
+        else:
+            done = await bring_back(share, version, parts, target, report)
     return {
         "share": share.name,
         "path": _said(share, parts),
@@ -135,6 +143,8 @@ async def restore(
         "symlinks": done.symlinks,
         "same": done.same,
         "replaced": done.replaced,
+        "unreadable": [_said(share, path) for path in done.unreadable],
+        "exact": exact,
     }
 
 

@@ -60,14 +60,9 @@ def roster(found: ShareState, row: ShareRow, mark: Mark) -> tuple[Roster, bytes]
         raise MeshkitError("freshness_unproven", "the roster offered belongs to another share")
     seen = record_hash(found.roster)
     if roster.seq < mark.roster_seq:
-        # The way out stands here because the general remedy cannot know that the store went back.
-        raise MeshkitError(
-            "freshness_unproven",
-            f"roster {roster.seq} offered, {mark.roster_seq} was seen; if the store was restored from a "
-            "backup on purpose: 'meshkitfs share accept-rollback SHARE'",
-        )
+        raise MeshkitError("roster_rollback", f"roster {roster.seq} offered, {mark.roster_seq} was seen")
     if roster.seq == mark.roster_seq and seen != mark.roster_hash:
-        raise MeshkitError("freshness_unproven", f"two different rosters {roster.seq}")
+        raise MeshkitError("roster_fork", f"two different rosters {roster.seq}")
     return roster, seen
 
 

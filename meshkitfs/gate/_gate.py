@@ -25,11 +25,14 @@ from meshkitfs.metadata import Metadata, ShareState
 from meshkitfs.policy import PolicyProvider, PolicyRequest
 from meshkitfs.state import Clock, Mark, Quarantine, ShareRow, State
 
-__all__ = ["Counters", "Gate"]
+__all__ = ["QUARANTINED", "Counters", "Gate"]
 
 _log = logging.getLogger(__name__)
 
 METADATA_DEADLINE_S = 10
+# What says that the metadata store goes back in time or shows another history: the share is quarantined.
+# For a head that is until a person says what is true, for a roster until the one that was seen is back.
+QUARANTINED = frozenset({"head_rollback", "head_fork", "roster_rollback", "roster_fork"})
 POLICY_DEADLINE_S = 5
 
 
@@ -75,8 +78,8 @@ class Gate:
         """Walk the checks for ``row`` and return a grant that includes ``action``.
 
         Raises MeshkitError with the code of the first check that failed. Every code that can come from here
-        has errno EACCES, except those of a bad history: ``head_rollback``, ``head_fork`` (both quarantine the
-        share) and ``invalid_record`` (a head that no listed writer signed).
+        has errno EACCES, except those of a bad history: `QUARANTINED`, and ``invalid_record`` (a head that no
+        listed writer signed).
         """
         trace = trace if trace is not None else Trace()
         self.counters.walks += 1

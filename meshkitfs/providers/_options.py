@@ -262,6 +262,10 @@ class Options:
         """
         raise NotImplementedError
 
+    async def open_absent(self) -> ByteStore:
+        """Open the store even if it is of this machine and not there: its requests fail until it is."""
+        return await self.open(create=False)
+
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions(Options):

@@ -74,27 +74,33 @@ class ProviderSpec:
 def parse_provider(text: str, base: Path | None = None) -> ProviderSpec:
     """Understand the short form ``TYPE:PLACE``; a path is relative to ``base``, or the working directory.
 
-    Raises invalid_config for a kind of store this version does not have, or a place that is none.
+    Raises invalid_argument for a kind of store this version does not have, or a place that is none.
     """
     kind, colon, place = text.partition(":")
     if not colon:
-        raise MeshkitError("invalid_config", f"provider {text!r} is not of the form local:PATH")
+        raise MeshkitError("invalid_argument", f"{text!r} is not of the form local:PATH")
     name = _SHORT_NAMES.get(kind, kind)
     if name not in KINDS:
         what = "is not implemented yet" if name in _PLANNED else "is unknown"
         known = (*_SHORT_NAMES, *KINDS)
-        raise MeshkitError("invalid_config", f"provider type {kind!r} {what}{hint(kind, known)}")
-    return ProviderSpec(name, _options(name).parse(place, base or Path.cwd()))
+        raise MeshkitError("invalid_argument", f"provider type {kind!r} {what}{hint(kind, known)}")
+    try:
+        return ProviderSpec(name, _options(name).parse(place, base or Path.cwd()))
+    except MeshkitError as error:
+        # What is wrong is what somebody typed, not a field of a file. It is not repeated: there may be a
+        # password in an address.
+        raise MeshkitError("invalid_argument", f"provider {kind}: {error.detail}") from None
 
 
-async def open_provider(spec: ProviderSpec, *, create: bool = False) -> ByteStore:
+async def open_provider(spec: ProviderSpec, *, create: bool = False, absent: bool = False) -> ByteStore:
     """Open the store that a spec names; end it with `ByteStore.aclose`, in the same run of trio.
 
     With ``create`` it is being set up: a store of this machine is made if there is none, a remote one has to
-    answer. Otherwise a remote store that is away now opens all the same.
+    answer. Otherwise a remote store that is away now opens all the same, and with ``absent`` so does one of
+    this machine: its requests fail then.
     Raises provider_request_failed, provider_http_error, invalid_config.
     """
-    return await spec.options.open(create=create)
+    return await (spec.options.open_absent() if absent else spec.options.open(create=create))
 
 
 def _options(kind: str) -> type[Options]:

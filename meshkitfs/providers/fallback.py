@@ -8,9 +8,8 @@ and gets no copy later. A block is gone when every store has deleted it, and abs
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,11 +75,11 @@ class FallbackOptions(Options):
         return [directory for spec in self.providers for directory in spec.directories()]
 
     async def open(self, *, create: bool) -> FallbackStore:
-        """Open all of them. A remote one that is away opens all the same; a directory has to be there."""
+        """Open all of them. One that is away is passed over later, unless this is the setting up."""
         stores: list[ByteStore] = []
         try:
             for spec in self.providers:
-                stores.append(await open_provider(spec, create=create))
+                stores.append(await open_provider(spec, create=create, absent=not create))
         except BaseException:
             for store in stores:
                 await store.aclose()
@@ -97,7 +96,7 @@ class FallbackStore:
         self._stores = tuple(stores)
         self._copies = copies
         self._sources = {store.name: Source(store.name) for store in stores}
-        # For each store: how often it was written to, and how much of that its syncs have covered.
+        # For each store: how often it took or deleted something, and how much of that its syncs have covered.
         self._written = [0] * len(stores)
         self._synced = [0] * len(stores)
         self.counters = Counters()
@@ -171,14 +170,15 @@ class FallbackStore:
         taken, problems = 0, []
         for index, store in enumerate(self._stores):
             try:
-                with self._writing(index):
-                    await action(store)()
+                await action(store)()
             except MeshkitError as error:
                 if error.code in _FINAL:
                     raise
                 self._sources[store.name].failed += 1
                 problems.append(error)
                 continue
+            # At the end: a sync that began before does not cover it. What a store refused is not counted on.
+            self._written[index] += 1
             taken += 1
             if taken == self._copies:
                 self.counters.bytes_out += size
@@ -193,8 +193,8 @@ class FallbackStore:
         """`delete` for many."""
 
         async def one(index: int) -> None:
-            with self._writing(index):
-                await self._stores[index].delete_many(digests)
+            await self._stores[index].delete_many(digests)
+            self._written[index] += 1
 
         await each(one, range(len(self._stores)))
 
@@ -211,16 +211,6 @@ class FallbackStore:
 
         behind = [index for index, count in enumerate(self._written) if count > self._synced[index]]
         await each(one, behind)
-
-    @contextlib.contextmanager
-    def _writing(self, index: int) -> Iterator[None]:
-        """Note a write: at its beginning, since one that is cut off may have happened all the same, and at
-        its end, since a sync that began before does not cover it."""
-        self._written[index] += 1
-        try:
-            yield
-        finally:
-            self._written[index] += 1
 
     # -- asking ----------------------------------------------------------------------------------------
 

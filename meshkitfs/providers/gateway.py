@@ -81,12 +81,17 @@ class GatewayOptions(TokenOptions):
 
     async def open(self, *, create: bool) -> GatewayStore:
         """Open the storage, and the gateways, of which nothing is asked yet."""
+        endpoints = self._endpoints()
+        return GatewayStore(self, endpoints, await open_provider(self.storage, create=create))
+
+    async def open_absent(self) -> GatewayStore:
+        """Open the storage even if it is not there."""
+        endpoints = self._endpoints()
+        return GatewayStore(self, endpoints, await open_provider(self.storage, absent=True))
+
+    def _endpoints(self) -> list[Endpoint]:
         auth = self.auth()
-        endpoints = [
-            self.endpoint_of(address, auth, redirects=_REDIRECTS) for address in self.addresses().values()
-        ]
-        storage = await open_provider(self.storage, create=create)
-        return GatewayStore(self, endpoints, storage)
+        return [self.endpoint_of(url, auth, redirects=_REDIRECTS) for url in self.addresses().values()]
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ class LocalStore:
     local = True
 
     def __init__(self, directory: Path) -> None:
-        """Use an existing store directory. Raises provider_request_failed when it is none."""
+        """Name a store directory; it is looked at with `attach`, at the latest by the first request."""
         self.directory = directory
         self.name = f"local-dev:{directory}"
         self.counters = Counters()
@@ -62,6 +62,12 @@ class LocalStore:
         self._new_names: set[str] = set()
         # A process before us may have stored blocks and died before its sync; ours must cover them too.
         self._sync_all = True
+        self._attached = False
+
+    def attach(self) -> None:
+        """Look whether the directory is a store, once. Raises provider_request_failed when it is none."""
+        if self._attached:
+            return
         self._check_marker()
         try:
             status = os.stat(self._dir)
@@ -70,13 +76,15 @@ class LocalStore:
         self._dir_mode = stat.S_IMODE(status.st_mode)
         self._file_mode = status.st_mode & 0o666
         self._gid = status.st_gid
+        _layout.sweep(self._dir)
+        self._attached = True
 
     @classmethod
-    def open(cls, directory: str | Path, *, create: bool = False) -> LocalStore:
+    def open(cls, directory: str | Path, *, create: bool = False, absent: bool = False) -> LocalStore:
         """Open the store in ``directory``; with ``create``, make it when there is none.
 
         A marker file tells a store from an empty directory, such as the mount point of a disk that is not
-        there. Raises provider_request_failed.
+        there. Raises provider_request_failed; with ``absent`` only requests do, until it is there.
         """
         path = Path(os.path.abspath(directory))
         if create:
@@ -85,7 +93,11 @@ class LocalStore:
             except OSError as error:
                 raise _failed(f"cannot make a store at {path}", error) from None
         store = cls(path)
-        _layout.sweep(store._dir)
+        try:
+            store.attach()
+        except MeshkitError:
+            if not absent:
+                raise
         return store
 
     # -- the ByteStore methods -------------------------------------------------------------------------
@@ -97,6 +109,7 @@ class LocalStore:
 
     def get_now(self, digest: bytes) -> VerifiedBlock:
         """`get` without the trip, for callers that are in a worker thread already."""
+        self.attach()
         with self._lock:
             self.counters.gets += 1
         try:
@@ -243,7 +256,11 @@ class LocalStore:
     # -- in worker threads -----------------------------------------------------------------------------
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=_threads())
+        def attached() -> T:
+            self.attach()
+            return work()
+
+        return await trio.to_thread.run_sync(attached, limiter=_threads())
 
     def _path(self, digest: bytes) -> str:
         return f"{self._dir}/{self.place(digest)}"
@@ -451,6 +468,10 @@ class LocalOptions(Options):
     async def open(self, *, create: bool) -> LocalStore:
         """Open the directory. Raises provider_request_failed when it is no store."""
         return await trio.to_thread.run_sync(lambda: LocalStore.open(self.store, create=create))
+
+    async def open_absent(self) -> LocalStore:
+        """Open the directory, which need not be there."""
+        return await trio.to_thread.run_sync(lambda: LocalStore.open(self.store, absent=True))
 
 
 def _threads() -> trio.CapacityLimiter:

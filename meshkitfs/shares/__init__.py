@@ -17,7 +17,7 @@ from meshkitfs.shares._prune import Pruned, Rules, prune
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._reencrypt import reencrypt
 from meshkitfs.shares._repair import Repaired, repair
-from meshkitfs.shares._restore import Restored, restore
+from meshkitfs.shares._restore import Restored, go_back, restore
 from meshkitfs.shares._sealer import SPOOL_LIMIT, Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
@@ -61,6 +61,7 @@ __all__ = [
     "check_name",
     "check_share_name",
     "collect",
+    "go_back",
     "inode_number",
     "path_changes",
     "posix",

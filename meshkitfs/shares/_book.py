@@ -17,9 +17,9 @@ from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
-from meshkitfs.core.records import Head, Letter, Roster, open_letter, seal_letter
+from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Grant, Trace
+from meshkitfs.gate import QUARANTINED, Grant
 from meshkitfs.identity import Contact, ContactBook, Identity
 from meshkitfs.metadata import Publication
 from meshkitfs.providers import Usage
@@ -282,31 +282,42 @@ class ShareBook:
     async def _rekey(self, share: Share, grant: Grant, kept: list[Member]) -> None:
         """Move ``share`` to a new epoch that only ``kept`` have the key of. Holds ``_rosters``."""
         me, key = self._identity(), os.urandom(32)
+        # Above epochs that a restored metadata store has forgotten, too: a number means one key for good.
+        epoch = 1 + max(grant.roster.epoch, *(capsule.epoch for _, capsule in self._remembered(share)), 0)
         fresh = {
             old.capsule_id: make_member(
                 me, self._now, share.row.share, share.row.oid, DIR, key, "live",
                 Terms(old.rights, old.expires, old.policy, old.vault, old.capability), handle=old.handle,
-                to=old.encryption_public, signing=old.signing_public, epoch=grant.roster.epoch + 1,
-                seq=grant.roster.seq + 1,
+                to=old.encryption_public, signing=old.signing_public, epoch=epoch, seq=grant.roster.seq + 1,
             )
             for old in kept
             if old.grant == "live"
         }  # fmt: skip
         members = [fresh.get(old.capsule_id, old) for old in kept]
-        await self._publish(share, grant, members, list(fresh.values()), key)
+        await self._publish(share, grant, members, list(fresh.values()), key, epoch)
+
+    def _remembered(self, share: Share) -> list[tuple[Member, Capsule]]:
+        """Return the live grants of ``share`` that this device has made, also those that ended."""
+        owner = share.row.owner_public
+        return [
+            (member, Capsule.parse(member.blob, {kid_of(owner): owner}))
+            for member in self._services.state.members(share.row.share)
+            if member.grant == "live" and member.blob
+        ]
 
     async def _publish(
-        self, share: Share, grant: Grant, members: list[Member], fresh: list[Member], key: bytes = b""
-    ) -> None:
+        self, share: Share, grant: Grant, members: list[Member], fresh: list[Member], key: bytes = b"",
+        epoch: int = 0,
+    ) -> None:  # fmt: skip
         """Make ``members`` the ones with access: publish the next roster, and the capsules of ``fresh``.
 
-        With ``key`` it begins a new epoch under that key. ``fresh`` is remembered first, so that there is
+        With ``key`` it begins a new ``epoch`` under that key. ``fresh`` is remembered first, so that there is
         never a published grant that this device knows nothing of. Holds ``_rosters``.
         """
         services, old, now = self._services, grant.roster, self._now
         before = self._standing(share, old)
         roster = make_roster(
-            share.row.share, share.row.oid, old.seq + 1, old.epoch + bool(key), members, now,
+            share.row.share, share.row.oid, old.seq + 1, epoch or old.epoch, members, now,
             old.timestamp_keys, old.minver,
         )  # fmt: skip
         signed = roster.sign(self._identity().signing)
@@ -418,14 +429,11 @@ class ShareBook:
         store shows nothing older or different: there is nothing to accept then, and forgetting what was seen
         would only weaken the next check. Raises what else keeps the share closed.
         """
-        services, row, trace = self._services, share.row, Trace()
+        services, row = self._services, share.row
         try:
-            await services.gate.open(row, "list", trace)
+            await services.gate.open(row, "list")
         except MeshkitError as error:
-            older_roster = error.code == "freshness_unproven" and any(
-                step.code for step in trace.steps if step.name == "roster"
-            )
-            if error.code not in ("head_rollback", "head_fork") and not older_roster:
+            if error.code not in QUARANTINED:
                 raise
         else:
             raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
@@ -433,8 +441,23 @@ class ShareBook:
         await trio.to_thread.run_sync(services.state.forget_mark, row.share)
         # What was given up since is not in the restored store, and its next record is numbered after that.
         share.history.retention = None
+        if row.mine:
+            await self._give_back_keys(share)
         _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
         if not share.dirty:
             share.forget_tree()
         await share.use("list", current=True)
         return old
+
+    async def _give_back_keys(self, share: Share) -> None:
+        """Publish again the capsules that the store has forgotten, for those who have access.
+
+        No roster lists them, so they open nothing new. But what is not published yet, here and in the homes
+        of others, may have been made in an epoch that the store knows nothing of, and cannot be read without.
+        """
+        grants = self._remembered(share)
+        standing = {member.encryption_kid for member, _ in grants if not member.revoked}
+        capsules = [
+            (m.encryption_kid, m.capsule_id, m.blob) for m, _ in grants if m.encryption_kid in standing
+        ]
+        await publish(self._services, Publication(share.row.share, capsules=tuple(capsules)))

@@ -109,7 +109,7 @@ class _Collector:
         due = [version for version in due if version.root in there]
         self._done.kept = len(history.kept)
         self._done.waiting = len(kept) - len(history.kept)
-        await self._keep.run([*map(self._root, kept), *self._local()])
+        await self._keep.run([*map(self._root, kept), *await self._local()])
         await self._find(due, snapshots)
         await self._protect(snapshots)
         await self._measure(due)
@@ -157,8 +157,10 @@ class _Collector:
             and (not m.revoked or m.capsule_hash in grant.roster.caps)
         }
 
-    def _local(self) -> list[Piece]:
+    async def _local(self) -> list[Piece]:
         """Return the roots that this device's own work stands on."""
+        # What is in memory alone may have been brought back from a version that is given up by now.
+        await self._share.journal()
         oid, base = self._share.row.oid, self._share.base
         found = [root_piece(oid, base.root, base.epoch, base.version)] if base.version else []
         pending = self._services.state.local_commit(self._share.row.share)
@@ -239,7 +241,7 @@ class _Collector:
             await history.refresh(await services.gate.open(self._share.row, "reshare"))
             versions = history.versions
             new = [version for version in versions if version.number > newest.number]
-            await self._keep.run([*map(self._root, new), *self._local()])
+            await self._keep.run([*map(self._root, new), *await self._local()])
             if versions[-1].hash == newest.hash:
                 break
             newest = versions[-1]

@@ -14,23 +14,28 @@ from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._directories import in_parallel
 from meshkitfs.shares._events import Event, NameChanged, NodeChanged
 from meshkitfs.shares._merge import Plan
 from meshkitfs.shares._nodes import Child, DirNode, Node
-from meshkitfs.shares._tree import Tree, in_parallel
+from meshkitfs.shares._tree import Tree
 from meshkitfs.shares._versions import LINKS, Directory, Library, Place, links_entry
 
 __all__ = ["Graft"]
 
 
 class Graft:
-    """Brings ``tree`` to the version whose root is ``theirs``, with the edits of ``plan`` on top."""
+    """Brings ``tree`` to the version whose root is ``theirs``, with the edits of ``plan`` on top.
+
+    ``alone`` says that nothing of ours is to stay, so that ``theirs`` may be older than the link table.
+    """
 
     def __init__(
         self, tree: Tree, grant: Grant, library: Library, theirs: DirManifest, plan: Plan,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], None], *, alone: bool = False,
     ) -> None:  # fmt: skip
         self._tree = tree
+        self._without_links = alone and theirs.links is None
         self._grant = grant
         self._library = library
         self._theirs = theirs
@@ -61,6 +66,9 @@ class Graft:
         elif self._theirs.links is None and LINKS in plan.edits and links.entry is not None:
             # Only ours has a table, so it stays; but what is in it may be theirs now.
             self._sources[LINKS] = await self._library.directory(links.entry)
+        elif self._without_links and links.entry is not None:
+            # Nothing has several names in it.
+            self._sources[LINKS] = Directory(DirManifest(links.oid, 0, 0, 0, ()), [])
         while level:
             below = [entry for oid, source in level for entry in self._differing(oid, source)]
             level = await self._read(below)
@@ -113,6 +121,8 @@ class Graft:
             table.oid = self._theirs.links_oid
             table.entry = links_entry(self._theirs)
             table.version = max(table.version, table.entry.ver)
+        elif self._without_links:
+            tree.links.entry = None
         if LINKS in self._sources:
             waiting.append((tree.links, LINKS))
         while waiting:

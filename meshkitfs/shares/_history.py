@@ -14,7 +14,7 @@ from meshkitfs.core.keys import kid_of
 from meshkitfs.core.moments import parse_moment, version_label
 from meshkitfs.core.records import Head, Retention
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Grant
+from meshkitfs.gate import Grant, HeadView
 from meshkitfs.shares._services import Services
 from meshkitfs.state import ShareRow
 
@@ -40,6 +40,11 @@ class Version:
     def label(self) -> str:
         """How it is called in ``.snapshots``: ``2026-11-25T035310Z-v12``."""
         return version_label(self.number, self.time)
+
+    @property
+    def head(self) -> HeadView:
+        """The head that published it, as the gate shows the newest one."""
+        return HeadView(self.number, self.epoch, self.root, self.hash, self.writer, self.time)
 
 
 class History:

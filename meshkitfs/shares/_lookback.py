@@ -17,7 +17,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._past import open_version
-from meshkitfs.shares._tree import Tree
+from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._versions import LINKS, Changes, Library, Place, links_entry
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ async def open_directory(share: Share, grant: Grant, version: Version) -> DirMan
 class Lookback:
     """Finds paths in versions. What the last two looked-at versions consist of is not read again."""
 
-    def __init__(self, tree: Tree, grant: Grant) -> None:
-        self._tree = tree
+    def __init__(self, reader: BlockReader, grant: Grant) -> None:
+        self._reader = reader
         self.grant = grant
         self._now: dict[bytes, Any] = {}
         self._before: dict[bytes, Any] = {}
@@ -106,7 +106,7 @@ class Lookback:
         manifest = self._known(entry.ref)
         if manifest is None:
             where = Where.manifest(entry.oid, entry.epoch, entry.ver)
-            plain = await self._tree.reader.open(self.grant, entry.ref, where)
+            plain = await self._reader.open(self.grant, entry.ref, where)
             manifest = parse_manifest(plain, entry.oid, entry.epoch, entry.ver)
             if not isinstance(manifest, DirManifest):
                 raise MeshkitError("invalid_envelope", "a directory's entry names a file")
@@ -125,7 +125,7 @@ class Lookback:
             if entries is None:
                 upper = firsts[i + 1] if i + 1 < len(firsts) else None
                 where = Where.page(manifest.oid, page.page_id)
-                plain = await self._tree.reader.open(self.grant, page.ref, where)
+                plain = await self._reader.open(self.grant, page.ref, where)
                 entries = self._now[page.ref] = parse_page(plain, page, upper)
         return next((entry for entry in entries if entry.name == name), None)
 
@@ -148,12 +148,12 @@ async def path_changes(
     Raises the gate's refusals.
     """
     newer: tuple[Version, DirManifest, Found | None] | None = None
+    reader = share.services.reader
     look: Lookback | None = None
     for version in reversed(versions):
-        grant = await share.use("list")
-        tree = share.tree
-        assert tree is not None  # `use` loads it
-        look = look or Lookback(tree, grant)
+        # Also if the newest version cannot be read: what happened before is to be seen all the same.
+        grant = await share.past.use("list")
+        look = look or Lookback(reader, grant)
         look.grant = grant
         looked()
         try:
@@ -165,7 +165,7 @@ async def path_changes(
             yield Change(version, "unreadable", None, error.code)
             continue
         if newer is not None:
-            what = await _difference(tree, grant, (root, found), newer[1:])
+            what = await _difference(reader, grant, (root, found), newer[1:])
             if what:
                 yield Change(newer[0], what, newer[2])
         newer = (version, root, found)
@@ -177,13 +177,13 @@ async def path_changes(
 _Side = tuple[DirManifest, Found | None]
 
 
-async def _difference(tree: Tree, grant: Grant, old: _Side, new: _Side) -> str:
+async def _difference(reader: BlockReader, grant: Grant, old: _Side, new: _Side) -> str:
     """Return what happened to a path between two versions, empty if nothing did."""
     before, after = old[1], new[1]
     if before is None and after is None:
         return ""
     if before is None or after is None:
-        return await _appeared(tree, grant, old, new)
+        return await _appeared(reader, grant, old, new)
     a, b = before.entry, after.entry
     extra, other = a.extra or {}, b.extra or {}
     if (a.kind, a.ref, extra.get("target")) != (b.kind, b.ref, other.get("target")):
@@ -193,12 +193,12 @@ async def _difference(tree: Tree, grant: Grant, old: _Side, new: _Side) -> str:
     return ""
 
 
-async def _appeared(tree: Tree, grant: Grant, old: _Side, new: _Side) -> str:
+async def _appeared(reader: BlockReader, grant: Grant, old: _Side, new: _Side) -> str:
     """Say whether what is only in one of two versions is the same object as somewhere in the other."""
     gained = old[1] is None
     there = new[1] if gained else old[1]
     assert there is not None  # it is in exactly one of them
-    library, changes = Library(tree, grant), Changes()
+    library, changes = Library(reader, grant), Changes()
     changes.compare(old[0].oid, await library.root(old[0]), await library.root(new[0]), whole=False)
     if old[0].links != new[0].links:
         tables = await library.links(old[0]), await library.links(new[0])

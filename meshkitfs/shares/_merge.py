@@ -69,9 +69,11 @@ class Merge:
 
     def __init__(
         self, library: Library, base: DirManifest, ours: DirManifest, theirs: DirManifest, who: str,
-        day: datetime.date,
+        day: datetime.date, *, partly: bool = False,
     ) -> None:  # fmt: skip
         self._library = library
+        # Whether some of it may be missing; see `diff`.
+        self._partly = partly
         self._base, self._ours, self._theirs = base, ours, theirs
         self._who = who
         self._day = day
@@ -82,8 +84,8 @@ class Merge:
 
     async def run(self) -> Plan:
         """Return the plan. Reads directories of all three versions; raises what that raises."""
-        mine = await diff(self._library, self._base, self._ours)
-        others = await diff(self._library, self._base, self._theirs)
+        mine = await diff(self._library, self._base, self._ours, partly=self._partly)
+        others = await diff(self._library, self._base, self._theirs, partly=self._partly)
         for key in {*mine.before, *mine.after, *others.before, *others.after}:
             base = mine.before.get(key) or others.before.get(key)
             self._objects[key] = _Object(base, _in(mine, key, base), _in(others, key, base))
@@ -160,7 +162,10 @@ class Merge:
                     old.fate = None
 
     def _count_links(self) -> None:
-        """Give each linked object the number of its names; without one it goes, unless it was changed."""
+        """Give each linked object the number of its names; without one it goes.
+
+        Unless it was changed, or each side has removed only what the other kept: then theirs stay.
+        """
         names: dict[bytes, list[_Object]] = {}
         for key, item in self._objects.items():
             if isinstance(key, tuple):
@@ -177,13 +182,19 @@ class Merge:
             count += sum((name.fate is not None) - (name.base is not None) for name in mine)
             if count < 1:
                 sides = [side for side in (item.ours, item.theirs) if side is not None]
-                if base is not None and all(
-                    side.entry.ref == base.entry.ref or _resealed(base.entry, side.entry) for side in sides
+                kept = len(sides) == 2
+                if (
+                    base is not None
+                    and not kept
+                    and all(
+                        side.entry.ref == base.entry.ref or _resealed(base.entry, side.entry)
+                        for side in sides
+                    )
                 ):
                     item.fate = None
                     continue
                 for name in mine:
-                    name.fate = name.fate or name.theirs or name.ours
+                    name.fate = name.fate or name.theirs or (None if kept else name.ours)
                 count = sum(name.fate is not None for name in mine)
             extra = (fate.entry.extra or {}) | {"nlink": max(1, count)}
             item.fate = State(fate.place, fate.entry._replace(extra=extra))

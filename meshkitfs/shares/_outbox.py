@@ -8,7 +8,7 @@ with itself finds conflicts everywhere. Once one of them is public, ``pending`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import trio
@@ -55,8 +55,9 @@ class Outbox:
         self._left_early: set[bytes] = set()
         # What is to be noted of the last publication; None when it was.
         self.unsettled: Callable[[], None] | None = None
-        # How many blocks this publication has, and how many of them have arrived.
-        self.total = self.done = 0
+        # How many blocks, and bytes of them, the store has got of what waits; it is asked to keep them next.
+        self.got = self.got_bytes = 0
+        self._sizes: dict[bytes, int] = {}
 
     def load(self) -> None:
         """Take up what an earlier run left: its newest commit, and one that may be public."""
@@ -133,15 +134,16 @@ class Outbox:
         """Bring every staged block to the byte store. Does not need the cycle."""
         services = self._services
         rows = await trio.to_thread.run_sync(services.state.staged, self._row.share)
-        sizes = dict(rows)
+        self._sizes = sizes = dict(rows)
         staged = list(sizes)
         known = [digest for digest in staged if digest in self._arrived]
         # A store that lost what it had (it was restored from a backup) is given it once more.
         self._arrived = await services.reader.store.has_many(known) if known else set()
         missing = [digest for digest in staged if digest not in self._arrived]
-        self.total, self.done = len(staged), len(self._arrived)
+        self.got = self.got_bytes = 0
+        self._note_got(self._arrived)
         for batch in _rounds(missing, sizes):
-            await upload(services, batch, self._note_arrived)
+            await upload(services, batch, self._note_stored, self._note_got)
             self._counters.uploaded += len(batch)
             if services.budget.spool_full:
                 await self._make_room()
@@ -161,6 +163,7 @@ class Outbox:
 
         await trio.to_thread.run_sync(unstage)
         self._left_early |= arrived
+        self._note_got(arrived, -1)
         services.budget.look_again()
 
     async def announce(self, commit: LocalCommit) -> bool:
@@ -199,9 +202,13 @@ class Outbox:
             return None
         return head
 
-    def _note_arrived(self, digests: Sequence[bytes]) -> None:
+    def _note_stored(self, digests: Sequence[bytes]) -> None:
         self._arrived.update(digests)
-        self.done += len(digests)
+
+    def _note_got(self, digests: Iterable[bytes], sign: int = 1) -> None:
+        for digest in digests:
+            self.got += sign
+            self.got_bytes += sign * self._sizes.get(digest, 0)
 
     async def published(self, commit: LocalCommit, head: bytes, *, all_stored: bool) -> None:
         """``commit`` is public as ``head`` (the record): the base is there now, and its blocks may go.

@@ -15,7 +15,7 @@ import trio
 
 from meshkitfs.core.manifest import DirManifest, FileManifest
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Grant, HeadView
+from meshkitfs.gate import Grant
 from meshkitfs.shares._events import NameChanged, NodeChanged
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
@@ -59,9 +59,7 @@ class PastShare:
         # Inode numbers are those of other objects than the live ones, and the same at every look.
         self._ref = share.row.ref + version.hash
         self.root_ino = inode_number(self._ref, share.row.oid)
-        self.base = HeadView(
-            version.number, version.epoch, version.root, version.hash, version.writer, version.time
-        )
+        self.base = version.head
         self.services = share.services
         self.tree: Tree | None = None
         # How often the kernel was told of the root, less how often it has forgotten it.
@@ -158,8 +156,11 @@ class Past:
         grant = self._share.grant
         return grant if grant is not None and grant.alive and right in grant.rights else None
 
-    async def use(self, right: str, *, current: bool) -> Grant:
+    async def use(self, right: str, *, current: bool = False) -> Grant:
         """As `Share.use`, also if the newest version cannot be read: that is when the past is wanted most."""
+        grant = self.live(right)
+        if grant is not None and not current:
+            return grant
         try:
             return await self._share.use(right, current=current)
         except MeshkitError:

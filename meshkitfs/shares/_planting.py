@@ -5,6 +5,7 @@ from __future__ import annotations
 from meshkitfs.core.manifest import DirManifest, FileManifest
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._directories import read_pages
 from meshkitfs.shares._nodes import DirNode, FileNode, inode_number
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Sealer
@@ -26,7 +27,7 @@ async def plant(
         )
     root = DirNode(row.oid, ino)
     tree = Tree(row.ref, reader, sealer, root)
-    pages = await tree.read_pages(grant, manifest)
+    pages = await read_pages(reader, grant, manifest)
     if manifest.root is not None:
         root.mode, root.mtime_ns, root.ctime_ns, extra = manifest.root
         root.xattrs = dict((extra or {}).get("x", ()))

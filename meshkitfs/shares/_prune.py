@@ -169,19 +169,16 @@ async def prune(share: Share, rules: Rules, *, dry_run: bool) -> Pruned:
     services = share.services
     for attempt in range(_TRIES):
         history = share.history
-        await history.refresh(await share.use("reshare", current=True))
+        await history.refresh(await share.past.use("reshare", current=True))
         now = int(services.wall())
         result = Pruned(choose(history.kept, rules, now))
-        if dry_run or not result.given_up:
-            break
         old = history.retention
         gone = {version.number for version in result.given_up}
-        record = Retention(
-            share.row.share,
-            old.seq + 1 if old is not None else 1,
-            give_up(old.ranges() if old is not None else (), history.versions, gone, now),
-            now,
-        ).sign(services.signing())
+        ranges = give_up(old.ranges() if old is not None else (), history.versions, gone, now)
+        if dry_run or not gone:
+            break
+        seq = old.seq + 1 if old is not None else 1
+        record = Retention(share.row.share, seq, ranges, now).sign(services.signing())
         try:
             with trio.fail_after(PUBLISH_DEADLINE_S):
                 await services.metadata.retain(share.row.share, record)
@@ -191,6 +188,6 @@ async def prune(share: Share, rules: Rules, *, dry_run: bool) -> Pruned:
             if error.code != "head_conflict" or attempt == _TRIES - 1:
                 raise
             continue
-        await history.refresh(await share.use("reshare", current=True))
+        await history.refresh(await share.past.use("reshare", current=True))
         break
     return result

@@ -33,19 +33,27 @@ def signed_head(
 
 
 async def upload(
-    services: Services, digests: Sequence[bytes], stored: Callable[[Sequence[bytes]], None] = lambda _: None
+    services: Services,
+    digests: Sequence[bytes],
+    stored: Callable[[Sequence[bytes]], None] = lambda _: None,
+    got: Callable[[Sequence[bytes]], None] = lambda _: None,
 ) -> None:
     """Bring spooled blocks to the byte store, durably, several batches at a time.
 
-    ``stored`` is told of what has arrived and is durable, also when others could not be stored. Raises what
-    the store raises, after every block had its tries.
+    ``got`` is told of what the store has taken as it goes, ``stored`` of what is durable there, also when
+    others could not be stored. Raises what the store raises, after every block had its tries.
     """
     arrived: list[bytes] = []
+
+    def taken(batch: Sequence[bytes]) -> None:
+        arrived.extend(batch)
+        got(batch)
+
     failures: list[MeshkitError] = []
     batches = iter([digests[at : at + _BATCH] for at in range(0, len(digests), _BATCH)])
     async with trio.open_nursery() as nursery:
         for _ in range(min(UPLOADS, -(-len(digests) // _BATCH))):
-            nursery.start_soon(_carry, services, batches, arrived, failures)
+            nursery.start_soon(_carry, services, batches, taken, failures)
     try:
         with trio.fail_after(UPLOAD_DEADLINE_S):
             await services.reader.store.sync()
@@ -62,32 +70,35 @@ async def upload(
 async def _carry(
     services: Services,
     batches: Iterator[Sequence[bytes]],
-    arrived: list[bytes],
+    taken: Callable[[Sequence[bytes]], None],
     failures: list[MeshkitError],
 ) -> None:
     """Store batch after batch until there are none left, or the store is found to be of no use now."""
     for batch in batches:
         try:
             await _put(services, batch)
-            arrived += batch
+            taken(batch)
         except MeshkitError as error:
             if error.code != "provider_request_failed" or failures:
                 failures.append(error)
                 return
-            await _one_by_one(services, batch, arrived, failures)
+            await _one_by_one(services, batch, taken, failures)
             if failures:
                 return
 
 
 async def _one_by_one(
-    services: Services, batch: Sequence[bytes], arrived: list[bytes], failures: list[MeshkitError]
+    services: Services,
+    batch: Sequence[bytes],
+    taken: Callable[[Sequence[bytes]], None],
+    failures: list[MeshkitError],
 ) -> None:
     """Offer each block of a failed batch by itself: a store that loses some requests takes the others."""
     for digest in batch:
         for attempt in range(1, UPLOAD_TRIES + 1):
             try:
                 await _put(services, [digest])
-                arrived.append(digest)
+                taken([digest])
                 break
             except MeshkitError as error:
                 if attempt == UPLOAD_TRIES or error.code != "provider_request_failed":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meshkitfs.core.blocks import Where
@@ -18,17 +18,21 @@ from meshkitfs.core.manifest import FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._directories import in_parallel
 from meshkitfs.shares._events import NameChanged, NodeChanged
 from meshkitfs.shares._history import Version
+from meshkitfs.shares._lookback import open_directory
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode
 from meshkitfs.shares._past import SNAPSHOTS
+from meshkitfs.shares._presence import require_blocks
 from meshkitfs.shares._restore_plan import Item, Path, Plan, Twins, reach, text_of
-from meshkitfs.shares._tree import Tree, check_name, in_parallel
+from meshkitfs.shares._tree import Tree, check_name
+from meshkitfs.shares._walk import FAULTS
 
 if TYPE_CHECKING:
     from meshkitfs.shares._share import Share
 
-__all__ = ["Restored", "restore"]
+__all__ = ["Restored", "go_back", "restore"]
 
 # Objects that are brought back in one change of the tree; a merge waits for at most this.
 BATCH: Final = 32
@@ -40,7 +44,8 @@ _TRIES: Final = 20
 class Restored:
     """What was brought back: how many of each kind were made or changed; ``same`` were so already.
 
-    ``replaced`` is the version that has what was there before.
+    ``replaced`` is the version that has what was there before. ``unreadable`` are the paths of what was left
+    out, in the old version: some of it is missing at the store, or damaged.
     """
 
     files: int = 0
@@ -48,6 +53,7 @@ class Restored:
     symlinks: int = 0
     same: int = 0
     replaced: int = 0
+    unreadable: list[Path] = field(default_factory=list)
 
 
 async def restore(
@@ -56,8 +62,9 @@ async def restore(
     """Bring ``path`` of ``version`` back to its place, or to the free place ``to``; returns when published.
 
     ``progress`` is told how many of how many objects are done. Raises ``path_not_found``, ``path_exists``
-    (something else is in the way), ``version_not_granted``, ``right_not_granted``, ``block_unavailable`` and
-    what can keep a change from being published. If it fails on the way, what was done until then stays.
+    (something else is in the way), ``version_not_granted``, ``right_not_granted``, ``block_unavailable`` (for
+    ``path`` itself; what is in it is left out) and what can keep a change from being published. If it fails
+    on the way, what was done until then stays.
     """
     target = path if to is None else to
     for name in target:
@@ -80,7 +87,33 @@ async def restore(
     finally:
         twins.let_go(share.tree)
     await share.flush()
+    work.done.unreadable.sort()
     return work.done
+
+
+async def go_back(share: Share, version: Version) -> Restored:
+    """Make the whole of ``share`` exactly what it was in ``version``; returns when published.
+
+    This needs nothing of the newest version, so it is the way out when that cannot be read any more. What was
+    changed here and could not be published for that reason stays, on top of the old version. Raises
+    ``version_not_granted``, ``right_not_granted``, ``block_unavailable`` if the old version cannot be read
+    either, and what can keep a change from being published.
+    """
+    grant = await share.past.use("write", current=True)
+    await open_directory(share, grant, version)
+    if version.hash == grant.head.hash and not share.dirty:
+        return Restored(replaced=version.number)
+    try:
+        # What this replaces is to be found in the history.
+        await share.flush()
+    except MeshkitError as error:
+        if error.code not in FAULTS:
+            raise
+    grant = await share.past.use("write", current=True)
+    replaced = grant.head.version
+    await share.go_back(version.head)
+    await share.flush()
+    return Restored(replaced=replaced)
 
 
 class _Restore:
@@ -96,7 +129,7 @@ class _Restore:
         self._made: list[Item] = []
         # Nodes that were there and are as they were again, perhaps by another of their names.
         self._brought: set[int] = set()
-        self.done = Restored(same=plan.same)
+        self.done = Restored(same=plan.same, unreadable=list(plan.unreadable))
 
     async def _read_contents(self, grant: Grant, items: Sequence[Item]) -> None:
         tree = self._share.tree
@@ -113,11 +146,19 @@ class _Restore:
 
         async def read(i: int) -> None:
             item = files[i]
-            old = item.manifest = await manifest_of(item.entry)
-            if item.now is not None:
-                # What is there now may be damaged: that is then replaced.
-                with suppress(MeshkitError):
-                    item.same = _same_content(old, await manifest_of(item.now))
+            try:
+                old = item.manifest = await manifest_of(item.entry)
+                if item.now is not None:
+                    # What is there now may be damaged: that is then replaced.
+                    with suppress(MeshkitError):
+                        item.same = _same_content(old, await manifest_of(item.now))
+                if not item.same:
+                    await require_blocks(tree.reader, grant, old)
+            except MeshkitError as error:
+                if error.code not in FAULTS or item is self._plan.items[0]:
+                    raise
+                item.lost = True
+                self.done.unreadable.append(item.path)
 
         await in_parallel(read, len(files))
 
@@ -130,7 +171,7 @@ class _Restore:
             for _ in range(_TRIES):
                 grant = await share.use("write")
                 await self._read_contents(grant, batch)
-                batch = await self._change(grant, batch)
+                batch = await self._change(grant, [item for item in batch if not item.lost])
                 if not batch:
                     break
                 # Somebody has written there meanwhile. That is published first, so that it is not lost.

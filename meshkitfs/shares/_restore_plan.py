@@ -15,6 +15,7 @@ from meshkitfs.shares._nodes import Child, DirNode, Node
 from meshkitfs.shares._past import SNAPSHOTS
 from meshkitfs.shares._tree import Tree
 from meshkitfs.shares._versions import Directory, Library
+from meshkitfs.shares._walk import FAULTS
 
 if TYPE_CHECKING:
     from meshkitfs.shares._share import Share
@@ -29,7 +30,7 @@ class Item:
     """One object to bring back to ``path``; ``linked`` if it had several names.
 
     ``now`` is what is there, if only its content can be another (brought back before, it has a manifest of
-    its own); ``same`` says that it is not.
+    its own); ``same`` says that it is not. ``lost`` says that some of it cannot be had any more.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Item:
     manifest: FileManifest | None = field(default=None, repr=False)
     now: Entry | None = None
     same: bool = False
+    lost: bool = False
 
 
 class Twins:
@@ -70,7 +72,8 @@ class Plan:
     """The objects of ``version`` to bring back to ``target``, which with ``fresh`` must be a free place.
 
     After `make`: ``items`` has directories before what is in them, ``above`` the old directories that the
-    target was in, and ``same`` counts what need not be brought back.
+    target was in, ``same`` counts what need not be brought back, and ``unreadable`` are directories in the
+    target that cannot be, because they are missing or damaged in the old version.
     """
 
     def __init__(self, share: Share, version: Version, target: Path, *, fresh: bool, twins: Twins) -> None:
@@ -82,6 +85,7 @@ class Plan:
         self.above: list[Entry] = []
         self.items: list[Item] = []
         self.same = 0
+        self.unreadable: list[Path] = []
 
     async def make(self, path: Path) -> None:
         """Compare what ``path`` was with what is there. Raises ``path_not_found``, ``path_exists``."""
@@ -90,11 +94,11 @@ class Plan:
         tree = share.tree
         assert tree is not None  # `use` loads it
         root = await open_directory(share, grant, self._version)
-        found = await Lookback(tree, grant).find(root, path)
+        found = await Lookback(tree.reader, grant).find(root, path)
         if found is None:
             raise MeshkitError("path_not_found", f"{text_of(path)!r} in version {self._version.number}")
         self.above = [] if self._fresh else list(found.above)
-        library = Library(tree, grant)
+        library = Library(tree.reader, grant)
         linked = found.name.kind == HARDLINK
         waiting: list[tuple[Item, Child | None, DirNode | None]] = [
             (Item(self._target, found.entry, linked), await self._target_now(tree, grant), None)
@@ -103,10 +107,17 @@ class Plan:
             item, there, parent = waiting.pop()
             if not self._wanted(tree, item, there):
                 continue
-            self.items.append(item)
             if item.entry.kind != DIR:
+                self.items.append(item)
                 continue
-            old = await (library.directory(item.entry) if item.entry.name else library.root(root))
+            try:
+                old = await (library.directory(item.entry) if item.entry.name else library.root(root))
+            except MeshkitError as error:
+                if error.code not in FAULTS or not self.items:
+                    raise
+                self.unreadable.append(item.path)
+                continue
+            self.items.append(item)
             if isinstance(there, Entry) and parent is not None:
                 there = _child(tree, parent, item.path[-1])
             below = there if isinstance(there, DirNode) else None

@@ -218,6 +218,11 @@ class Sealer:
             self._garbage += digests
             self._wake()
 
+    @property
+    def fresh(self) -> tuple[int, int]:
+        """How many blocks were spooled since the last local commit, and their bytes."""
+        return len(self._fresh), sum(self._fresh.values())
+
     def take_fresh(self, keep: set[bytes]) -> dict[bytes, int]:
         """Return and forget the blocks spooled since the last call: a commit that starts now stages them.
 

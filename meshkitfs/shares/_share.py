@@ -17,7 +17,7 @@ import trio
 
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.keys import ver_key
-from meshkitfs.core.manifest import DirManifest, FileManifest
+from meshkitfs.core.manifest import DirManifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant, HeadView
 from meshkitfs.metadata import Publication
@@ -37,6 +37,7 @@ from meshkitfs.shares._publishing import publish, signed_head, upload
 from meshkitfs.shares._sealer import Sealer
 from meshkitfs.shares._services import Counters, Services
 from meshkitfs.shares._versions import Library
+from meshkitfs.shares._walk import FAULTS
 from meshkitfs.state import LocalCommit, ShareRow
 
 __all__ = ["Services", "Share"]
@@ -49,6 +50,8 @@ RENEW_AHEAD_S = 60.0
 REFUSED_AGAIN_S = 5.0
 # How long to go on merging while others publish faster.
 RACE_DEADLINE_S = 30
+# How many versions before a missing one are tried as what two sides of a merge have in common.
+BASES_TRIED = 4
 
 
 class Share(Access):
@@ -58,6 +61,8 @@ class Share(Access):
         super().__init__(row, services)
         # Why the last publication failed; None when everything is out.
         self.stuck: MeshkitError | None = None
+        # Why the newest version could not be read when it was last wanted; None when it could.
+        self.unread: MeshkitError | None = None
         self.history = History(services, row)
         self.past = Past(self)
         self.on_refusal = self.past.refused
@@ -140,6 +145,15 @@ class Share(Access):
 
     async def _catch_up(self, grant: Grant) -> Grant:
         """Load the tree, or merge a newer head into it. Returns the grant to go on with. Holds ``_cycle``."""
+        try:
+            grant = await self._take_in(grant)
+        except MeshkitError as error:
+            self.unread = error if self.refusal is None else None
+            raise
+        self.unread = None
+        return grant
+
+    async def _take_in(self, grant: Grant) -> Grant:
         if self.tree is None:
             await self._load(grant)
         if grant.head.hash != self.base.hash and await self._outbox.recognize(grant.head.version):
@@ -151,7 +165,8 @@ class Share(Access):
             await self._merge(grant)
         return grant
 
-    async def _load(self, grant: Grant) -> None:
+    async def _load(self, grant: Grant, instead: HeadView | None = None) -> None:
+        """Load the tree of the newest local commit, or else of the head, or of the version ``instead``."""
         services, row = self.services, self.row
         sealer = Sealer(services.nursery, services.spool, services.reader.spooled, services.budget)
         outbox, head = self._outbox, grant.head
@@ -162,7 +177,8 @@ class Share(Access):
             # Work of an earlier run that was never published: that is the tree, made from an older head.
             root, epoch, version = pending.root, pending.epoch, pending.version
         else:
-            root, epoch, version = head.root, head.epoch, head.version
+            shown = instead or head
+            root, epoch, version = shown.root, shown.epoch, shown.version
             outbox.base = head
         manifest = await services.reader.open_root(grant, root, epoch, version)
         self.tree = await plant(grant, row, manifest, services.reader, sealer)
@@ -170,33 +186,87 @@ class Share(Access):
         if pending is not None:
             self.unsent_since = services.spool.written(pending.root) or services.wall()
             self._on_change()
+        elif instead is not None:
+            self.tree.mark(self.tree.root)
 
-    async def _merge(self, grant: Grant) -> None:
-        """Bring the tree to ``grant.head``. Holds ``_cycle``."""
+    async def go_back(self, version: HeadView) -> None:
+        """Let the tree be that of a past ``version``, on top of the newest head, which need not be readable.
+
+        What was changed here and is not public yet is merged into it. Still to be published.
+        """
+        async with self._cycle:
+            await self._outbox.settle()
+            grant = await self._renew()
+            grant.require("write")
+            if self.tree is None:
+                await self._load(grant, version)
+                if self._outbox.pending is None:
+                    return
+            if grant.head.hash != self.base.hash and await self._outbox.recognize(grant.head.version):
+                self._tick = -1
+                grant = await self._renew()
+            await self._merge(grant, version)
+
+    async def _merge(self, grant: Grant, instead: HeadView | None = None) -> None:
+        """Bring the tree to ``grant.head``, or to ``instead`` on top of it. Holds ``_cycle``."""
         tree = self.tree
         assert tree is not None
         async with self._change.held_off():
             if tree.dirty:
                 # What was changed here becomes one of the three versions that are compared.
                 await self._commit_locally(grant)
-            services, old, new, pending = self.services, self.base, grant.head, self._outbox.pending
-            reader, library, plan = services.reader, Library(tree, grant), Plan()
-            theirs = _directory(await reader.open_root(grant, new.root, new.epoch, new.version))
+            services, new, pending = self.services, grant.head, self._outbox.pending
+            library, plan = Library(services.reader, grant), Plan()
+            theirs = await self._root_of(grant, instead or new)
             if pending is not None:
-                base = _directory(await reader.open_root(grant, old.root, old.epoch, old.version))
-                ours = _directory(await reader.open_root(grant, pending.root, pending.epoch, pending.version))
-                day = datetime.fromtimestamp(services.wall(), UTC).date()
-                plan = await Merge(library, base, ours, theirs, services.who, day).run()
-            graft = Graft(tree, grant, library, theirs, plan, services.emit)
+                plan = await self._compare(grant, library, pending, theirs)
+            graft = Graft(tree, grant, library, theirs, plan, services.emit, alone=pending is None)
             await graft.prepare()
             # From here on nothing waits: tree and base change together, or not at all.
             graft.apply()
             self._outbox.merged_into(new)
             self.conflicts += plan.conflicts
             self.counters.merges += 1
-            if pending is not None:
+            if pending is not None or instead is not None:
                 # The local commit was made on the old base: what it holds is committed anew on this one.
                 tree.mark(tree.root)
+
+    async def _compare(
+        self, grant: Grant, library: Library, pending: LocalCommit, theirs: DirManifest
+    ) -> Plan:
+        """Plan the merge of the local commit into ``theirs``.
+
+        If what it was made on is not at the store any more (it was restored from a backup), the newest
+        version before that can be read stands in for it: more may clash then, and nothing written is lost.
+        """
+        services, old = self.services, self.base
+        ours = await self._root_of(grant, pending)
+        day = datetime.fromtimestamp(services.wall(), UTC).date()
+        bases = [old]
+        missing: MeshkitError | None = None
+        while bases:
+            try:
+                base = await self._root_of(grant, bases.pop())
+                partly = missing is not None
+                return await Merge(library, base, ours, theirs, services.who, day, partly=partly).run()
+            except MeshkitError as error:
+                if error.code not in (FAULTS if missing is None else FAULTS | {"right_not_granted"}):
+                    raise
+                if missing is None:
+                    missing = error
+                    await self.history.refresh(grant)
+                    earlier = [v.head for v in self.history.versions if v.number < old.version]
+                    bases += earlier[-BASES_TRIED:]
+        assert missing is not None  # the loop was left by it
+        raise missing
+
+    async def _root_of(self, grant: Grant, version: HeadView | LocalCommit) -> DirManifest:
+        """Return the root manifest of a version of a share that can have several: a directory."""
+        reader = self.services.reader
+        manifest = await reader.open_root(grant, version.root, version.epoch, version.version)
+        if not isinstance(manifest, DirManifest):
+            raise MeshkitError("invalid_envelope", "the root of a share is not a directory")
+        return manifest
 
     def changing(self) -> Changing:
         """Around every change of the tree (``async with``): waits while a merge runs, and makes one wait."""
@@ -245,8 +315,15 @@ class Share(Access):
 
     @property
     def uploading(self) -> tuple[int, int] | None:
-        """How many blocks of the publication under way have arrived, of how many; None without one."""
-        return (self._outbox.done, self._outbox.total) if self._sending.locked() else None
+        """How many blocks, and bytes of them, have arrived in the publication under way; None without one."""
+        return (self._outbox.got, self._outbox.got_bytes) if self._sending.locked() else None
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many sealed blocks, and bytes of them, wait here until what they belong to is published."""
+        blocks, size = self.services.state.waiting(self.row.share)
+        fresh = self.tree.sealer.fresh if self.tree is not None else (0, 0)
+        return blocks + fresh[0], size + fresh[1]
 
     async def fsync(self) -> None:
         """Return when everything changed before this call is as safe as this home's ``fsync`` promises."""
@@ -469,10 +546,3 @@ class Share(Access):
         self._outbox.merged_into(HeadView(version, epoch, frozen.root, record_hash(head)))
         services.reader.spooled.difference_update(digests)
         await trio.to_thread.run_sync(services.spool.discard, digests)
-
-
-def _directory(manifest: DirManifest | FileManifest) -> DirManifest:
-    """Return the root manifest of a share that can have several versions: a directory, not a single file."""
-    if not isinstance(manifest, DirManifest):
-        raise MeshkitError("invalid_envelope", "the root of a share is not a directory")
-    return manifest

@@ -17,15 +17,16 @@ import trio
 
 from meshkitfs.core.blocks import Where
 from meshkitfs.core.entries import DIR, FILE, HARDLINK, NAME_MAX, SYMLINK, Entry
-from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest, parse_page
+from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._content import FileContent
+from meshkitfs.shares._directories import read_directory
 from meshkitfs.shares._nodes import Child, DirNode, FileNode, Node, SymlinkNode, inode_number, new_oid
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Sealer
 
-__all__ = ["Tree", "check_name", "in_parallel", "posix"]
+__all__ = ["Tree", "check_name", "posix"]
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -204,7 +205,7 @@ class Tree:
             try:
                 entry = node.entry
                 assert entry is not None  # only committed directories are unloaded
-                manifest, pages = await self.read_directory(grant, entry)
+                manifest, pages = await read_directory(self.reader, grant, entry)
                 await self._load_links(grant, manifest, pages)
                 # A merge may have given it a newer entry meanwhile: then this is not its content any more.
                 if node.children is None and node.entry is entry:
@@ -220,28 +221,6 @@ class Tree:
                 if any(entry.kind == HARDLINK for entry in entries):
                     await self.load(grant, self.links)
                     return
-
-    async def read_directory(self, grant: Grant, entry: Entry) -> tuple[DirManifest, list[tuple[Entry, ...]]]:
-        """Return the manifest and pages a directory's ``entry`` names (not taken into the tree)."""
-        where = Where.manifest(entry.oid, entry.epoch, entry.ver)
-        plain = await self.reader.open(grant, entry.ref, where)
-        manifest = parse_manifest(plain, entry.oid, entry.epoch, entry.ver)
-        if not isinstance(manifest, DirManifest):
-            raise MeshkitError("invalid_envelope", "a directory's entry names a file")
-        return manifest, await self.read_pages(grant, manifest)
-
-    async def read_pages(self, grant: Grant, manifest: DirManifest) -> list[tuple[Entry, ...]]:
-        """Return the entries of a directory's pages, in order."""
-        pages: list[tuple[Entry, ...]] = [()] * len(manifest.pages)
-
-        async def read(i: int) -> None:
-            page = manifest.pages[i]
-            upper = manifest.pages[i + 1].first if i + 1 < len(manifest.pages) else None
-            plain = await self.reader.open(grant, page.ref, Where.page(manifest.oid, page.page_id))
-            pages[i] = parse_page(plain, page, upper)
-
-        await in_parallel(read, len(pages))
-        return pages
 
     async def content(self, grant: Grant, node: FileNode) -> FileContent:
         """Return the content of ``node``, reading its manifest if it is not in memory."""
@@ -435,28 +414,6 @@ class Tree:
             if at is node:
                 raise posix(errno.EINVAL)
             at = at.parent
-
-
-async def in_parallel(work: Callable[[int], object], count: int) -> None:
-    """Run ``await work(i)`` for each i, a few at a time; the first error ends the others."""
-    if not count:
-        return
-    errors: list[MeshkitError] = []
-    limiter = trio.CapacityLimiter(8)
-
-    async def one(i: int, cancel: trio.CancelScope) -> None:
-        async with limiter:
-            try:
-                await work(i)  # type: ignore[misc]
-            except MeshkitError as error:
-                errors.append(error)
-                cancel.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for i in range(count):
-            nursery.start_soon(one, i, nursery.cancel_scope)
-    if errors:
-        raise errors[0]
 
 
 def children_of(node: DirNode) -> dict[bytes, Child]:

@@ -87,7 +87,7 @@ class _Verification:
         self._done = self._total = 0
 
     async def _lease(self) -> Grant:
-        return await self._share.use("read")
+        return await self._share.past.use("read")
 
     async def _fetch(self, digest: bytes) -> VerifiedBlock:
         # From the byte store, never from the spool: it is the store that is verified.
@@ -118,7 +118,7 @@ class _Verification:
 
     async def _roots(self, live: bool) -> list[Piece]:
         share = self._share
-        grant = await share.use("read", current=True)
+        grant = await share.past.use("read", current=True)
         if share.row.grant == "snapshot":
             head = grant.head
             versions = [Version(head.version, head.epoch, head.root, head.time, head.writer, head.hash)]
@@ -231,7 +231,7 @@ class _Verification:
         share = self._share
         if share.row.grant == "snapshot":
             return roots
-        await share.history.refresh(await share.use("read", current=True))
+        await share.history.refresh(await share.past.use("read", current=True))
         kept = {version.number for version in share.history.kept}
         return [root for root in roots if root.version in kept]
 

@@ -11,8 +11,11 @@ from typing import Final, NamedTuple
 
 from meshkitfs.core.entries import DIR, HARDLINK, Entry
 from meshkitfs.core.manifest import DirManifest
+from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
-from meshkitfs.shares._tree import Tree
+from meshkitfs.shares._directories import read_directory, read_pages
+from meshkitfs.shares._reader import BlockReader
+from meshkitfs.shares._walk import FAULTS
 
 __all__ = ["LINKS", "Changes", "Directory", "Key", "Library", "Place", "State", "diff", "links_entry"]
 
@@ -69,8 +72,8 @@ def links_entry(manifest: DirManifest) -> Entry:
 class Library:
     """Reads directories of any version, each once."""
 
-    def __init__(self, tree: Tree, grant: Grant) -> None:
-        self._tree = tree
+    def __init__(self, reader: BlockReader, grant: Grant) -> None:
+        self._reader = reader
         self._grant = grant
         self._read: dict[bytes, Directory] = {}
         self._roots: dict[int, Directory] = {}
@@ -79,7 +82,7 @@ class Library:
         """Return the directory that ``entry`` names."""
         found = self._read.get(entry.ref)
         if found is None:
-            found = Directory(*await self._tree.read_directory(self._grant, entry))
+            found = Directory(*await read_directory(self._reader, self._grant, entry))
             self._read[entry.ref] = found
         return found
 
@@ -87,7 +90,7 @@ class Library:
         """Return the root directory that ``manifest`` is of."""
         found = self._roots.get(id(manifest))
         if found is None:
-            found = Directory(manifest, await self._tree.read_pages(self._grant, manifest))
+            found = Directory(manifest, await read_pages(self._reader, self._grant, manifest))
             self._roots[id(manifest)] = found
         return found
 
@@ -149,19 +152,26 @@ class Changes:
         return found or gone
 
 
-async def diff(library: Library, old: DirManifest, new: DirManifest) -> Changes:
-    """Compare two versions, given their root manifests. Subtrees that are equal are not read."""
+async def diff(library: Library, old: DirManifest, new: DirManifest, *, partly: bool = False) -> Changes:
+    """Compare two versions, given their root manifests. Subtrees that are equal are not read.
+
+    With ``partly``, a directory that is in one of them alone may be missing at the store: then it is in the
+    result, and what was in it is not.
+    """
     changes = Changes()
     changes.compare(old.oid, await library.root(old), await library.root(new), whole=False)
     if old.links != new.links:
         changes.compare(LINKS, await library.links(old), await library.links(new), whole=False)
     while due := changes.due():
         for oid, before, after, again in due:
-            changes.compare(
-                oid,
-                await library.directory(before) if before is not None else None,
-                await library.directory(after) if after is not None else None,
-                # What was taken for gone or new as a whole has to be told apart after all.
-                whole=again,
-            )
+            try:
+                sides = [
+                    None if entry is None else await library.directory(entry) for entry in (before, after)
+                ]
+            except MeshkitError as error:
+                if not partly or error.code not in FAULTS or (before is not None and after is not None):
+                    raise
+                continue
+            # What was taken for gone or new as a whole has to be told apart after all.
+            changes.compare(oid, *sides, whole=again)
     return changes

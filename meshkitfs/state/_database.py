@@ -293,6 +293,11 @@ class State:
             for digest, size in self._rows("SELECT digest, size FROM staged WHERE share = ?", share)
         ]
 
+    def waiting(self, share: bytes) -> tuple[int, int]:
+        """Return how many blocks of ``share`` wait for the provider, and their bytes."""
+        ((blocks, size),) = self._rows("SELECT count(*), total(size) FROM staged WHERE share = ?", share)
+        return blocks, int(size)
+
     def staged_digests(self) -> set[bytes]:
         return {row[0] for row in self._rows("SELECT digest FROM staged")}
 

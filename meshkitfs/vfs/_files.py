@@ -198,7 +198,9 @@ class Files(Finder):
         def hopeless() -> MeshkitError | None:
             if not budget.spool_full:
                 return None
-            return next((other.stuck for other in self.book.shares.values() if other.stuck is not None), None)
+            waiting = [other.stuck for other in self.book.shares.values() if other.dirty]
+            # As long as one of them goes out, there will be room.
+            return waiting[0] if waiting and None not in waiting else None
 
         await budget.room(
             lambda: share.tree is None or share.tree.sealer.error is not None or hopeless() is not None

@@ -12,6 +12,7 @@ from typing import Any
 
 from meshkitfs.core.cid import cid_text
 from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import QUARANTINED
 from meshkitfs.shares import AnyShare, Node, PastShare
 
 __all__ = ["PREFIX", "meshkit_names", "meshkit_value", "reason_text", "share_state"]
@@ -36,7 +37,7 @@ def reason_text(share: AnyShare, fault: MeshkitError | None) -> str:
 
 def share_state(share: AnyShare, node: Node | None) -> str:
     """Return clean, dirty, uploading, stored or quarantined."""
-    if share.refusal is not None and share.refusal.code in ("head_rollback", "head_fork"):
+    if share.refusal is not None and share.refusal.code in QUARANTINED:
         return "quarantined"
     if node is not None and node.dirty:
         return "dirty"
