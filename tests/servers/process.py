@@ -50,6 +50,8 @@ class Server:
     def pause(self) -> None:
         """Stop it as a network that has gone away does: connections stay open and nothing answers."""
         self.process.send_signal(signal.SIGSTOP)
+        # The signal is sent, which is not yet stopped: all its threads have to be.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
