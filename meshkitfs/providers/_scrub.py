@@ -47,6 +47,7 @@ async def scrub(
     that is something else, or of another store.
     """
     found, after = _load(store, cursor)
+    _save(store, cursor, found, after)  # a place that cannot be written is told of now, not after hours
     total = await store.count()
     batch: list[bytes] = []
     try:
