@@ -171,10 +171,14 @@ class Outbox:
         if self.base.hash != commit.base_hash:
             return False
         if commit not in self._begun:
-            self._begun = [*self._begun[1 - BEGUN_MAX :], commit]
+            self.begin(commit)
             if commit is not self.pending:
                 await trio.to_thread.run_sync(self._services.state.note_begun, commit)
         return True
+
+    def begin(self, commit: LocalCommit) -> None:
+        """Note that ``commit`` is about to be published, and so may be public from now on."""
+        self._begun = [*self._begun[1 - BEGUN_MAX :], commit]
 
     def awaits(self, commit: LocalCommit) -> bool:
         """Whether it is still open what became of an announced ``commit``."""

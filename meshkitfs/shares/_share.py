@@ -10,6 +10,7 @@ can wait for a quiet moment.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -73,6 +74,8 @@ class Share(Access):
         self._outbox = Outbox(services, row, self.counters)
         # Changes were taken out of the tree's dirty set and are not in a local commit yet.
         self._committing = False
+        # An earlier run has left a local commit, and it was not taken up yet.
+        self._resuming = False
         self._cycle = trio.Lock()
         self._sending = trio.Lock()
         self._started = 0
@@ -157,8 +160,14 @@ class Share(Access):
         if self.tree is None:
             await self._load(grant)
         if grant.head.hash != self.base.hash and await self._outbox.recognize(grant.head.version):
+            self._is_out()
             self._tick = -1
             grant = await self._renew()
+            pending = self._outbox.pending
+            if pending is not None and pending.epoch != grant.capsule.epoch:
+                # It has another key now: what was published began a new epoch.
+                assert self.tree is not None
+                self.tree.mark(self.tree.root)
         if grant.head.hash != self.base.hash and ("write" in grant.rights or not self.dirty):
             # Without the right to write, what was changed here can neither be merged nor published. It stays
             # as it is, and the share where it was, until the right is given again; `stuck` says so.
@@ -183,6 +192,7 @@ class Share(Access):
         manifest = await services.reader.open_root(grant, root, epoch, version)
         self.tree = await plant(grant, row, manifest, services.reader, sealer)
         self.tree.on_change = self._on_change
+        self._resuming = False
         if pending is not None:
             self.unsent_since = services.spool.written(pending.root) or services.wall()
             self._on_change()
@@ -282,6 +292,14 @@ class Share(Access):
             self._committer = True
             self.services.nursery.start_soon(self._commit_when_due)
 
+    def resume(self, commit: LocalCommit) -> None:
+        """Publish the ``commit`` that an earlier run has left, as soon as the share can be opened."""
+        if self.tree is None:
+            self._resuming = True
+            self.unsent_since = self.services.spool.written(commit.root) or self.services.wall()
+            self._on_change()
+            self.hurry()
+
     def hurry(self) -> None:
         """Publish soon: a file was closed, or a name was changed."""
         self._pace.hurry()
@@ -309,9 +327,16 @@ class Share(Access):
     @property
     def dirty(self) -> bool:
         """Whether anything waits to be committed or published, or is just being so."""
-        if self._outbox.pending is not None or self._outbox.unsettled is not None or self._committing:
+        if self._outbox.pending is not None or self._outbox.unsettled is not None:
+            return True
+        if self._committing or self._resuming:
             return True
         return self.tree is not None and bool(self.tree.dirty)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether some of what waits is in memory only, and so would end with this process."""
+        return self._committing or (self.tree is not None and bool(self.tree.dirty))
 
     @property
     def uploading(self) -> tuple[int, int] | None:
@@ -367,21 +392,22 @@ class Share(Access):
             self.stuck = None
             self._succeeded = number
 
-    async def _bring_out(self, right: str) -> Grant:
+    async def _bring_out(self, right: str, *, alone: bool = False) -> Grant:
         """Commit what changed here and publish it on top of what others publish. Holds ``_sending``.
 
         Whoever has more to merge is slower and loses each single race, so only time decides when to give up.
+        With ``alone`` the caller holds ``_cycle`` too, and nothing is committed meanwhile.
         """
         give_up = trio.current_time() + RACE_DEADLINE_S
         while True:
-            async with self._cycle:
+            async with nullcontext() if alone else self._cycle:
                 await self._outbox.settle()
                 grant = await self._catch_up(await self._renew())
                 grant.require(right)
                 await self._commit_locally(grant)
                 await self._drop_superseded(grant)
                 commit = self._outbox.pending
-            if commit is None or await self._publish(commit):
+            if commit is None or await self._publish(commit, alone=alone):
                 self._is_out()
                 return grant
             if trio.current_time() > give_up:
@@ -433,13 +459,14 @@ class Share(Access):
             node.release_content()
         self.tree.evict(node)
 
-    async def _publish(self, commit: LocalCommit) -> bool:
-        """Upload and publish a local commit; False if somebody else was faster. Holds ``_sending``."""
+    async def _publish(self, commit: LocalCommit, *, alone: bool) -> bool:
+        """Upload and publish a local commit; False if somebody else was faster. See `_bring_out`."""
         over = trio.Event()
-        self.services.nursery.start_soon(self._journal_meanwhile, over)
+        if not alone:
+            self.services.nursery.start_soon(self._journal_meanwhile, over)
         try:
             await self._outbox.upload()
-            async with self._cycle:
+            async with nullcontext() if alone else self._cycle:
                 if not await self._outbox.announce(commit):
                     return False
             try:
@@ -453,7 +480,7 @@ class Share(Access):
         if head is None:
             self._tick = -1
             return False
-        async with self._cycle:
+        async with nullcontext() if alone else self._cycle:
             if self._outbox.awaits(commit):
                 await self._outbox.published(commit, head, all_stored=False)
             # A walk since then may have seen an even newer head, which must not be forgotten again.
@@ -465,7 +492,7 @@ class Share(Access):
     def _is_out(self) -> None:
         """After everything was published: nothing waits any more, unless it was changed since."""
         if not self.dirty:
-            self.unsent_since = 0.0
+            self.unsent_since, self.stuck = 0.0, None
 
     async def _journal_meanwhile(self, over: trio.Event) -> None:
         """While an upload takes long, make on this device durable what must not wait for it."""
@@ -502,7 +529,9 @@ class Share(Access):
                 try:
                     async with self._cycle:
                         if self._outbox.pending is not None:
-                            continue  # journaled meanwhile; that is published first too
+                            # Journaled meanwhile; that is published first too. Now nothing more is journaled:
+                            # beside a busy writer and a slow store, this would never end.
+                            grant = await self._bring_out("reshare", alone=True)
                         await self._reseal(key, epoch, grants)
                         self._is_out()
                         return
@@ -530,6 +559,8 @@ class Share(Access):
             await trio.to_thread.run_sync(services.spool.sync)
             digests = list(frozen.staged)
             await upload(services, digests)
+            # It may be public although the answer is lost.
+            self._outbox.begin(self._outbox.commit(frozen.root, epoch, version))
             head = signed_head(services, self.row, epoch, version, base.hash, frozen.root)
             await publish(
                 services,
