@@ -361,7 +361,7 @@ def test_fsync_says_so(world, place, step):
 @pytest.mark.parametrize("crash", [False, True], ids=["goes on", "dies"])
 def test_what_a_commit_of_unknown_fate_names_is_kept(world, device, crash):
     """The database took it and said that it did not; then its blocks are overwritten before the next commit."""
-    device.session.services.fsync_publishes = False
+    device.session.services.fsync_publishes = not crash
     view, state = device.view(), device.session.state
     fh = view.create("file")
     view.pwrite(fh, 0, pattern(1, 400 * KIB))
