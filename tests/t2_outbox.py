@@ -17,6 +17,7 @@ import pytest
 import trio
 from devices import Device, Refused, World, pattern, scratch
 
+from meshkitfs.core.blocks import REFS_PER_INDEX
 from meshkitfs.errors import MeshkitError
 from meshkitfs.shares import _outbox
 from meshkitfs.shares._pace import IDLE_DELAY_S
@@ -179,6 +180,35 @@ def test_what_is_written_and_not_closed_is_durable_soon_although_the_upload_is_s
     alice.crash()
     alice.start()
     assert alice.view().contents() == {"first": b"first", "log": b"line"}
+
+
+def test_a_disk_that_was_full_during_an_upload_ends_nothing(alice):
+    """Journaling fails once while a slow upload goes on; nothing more is written, and it is tried again."""
+    gate, view, share = puts(alice), alice.view(), alice.share()
+    gate.shut()
+    view.write("first", b"first")
+    alice.world.start(share.flush)
+    until(alice, lambda: gate.calls)
+    spool, failed = alice.session.services.spool, []
+    sync = spool.sync
+
+    def full():
+        failed.append(1)
+        raise MeshkitError("no_space", "on purpose")
+
+    spool.sync = full
+    view.write("second", b"second")
+    alice.world.pass_time(IDLE_DELAY_S + 1)
+    until(alice, lambda: failed)
+    spool.sync = sync
+    commits = share.counters.commits
+    for _ in range(3):
+        alice.world.pass_time(IDLE_DELAY_S + 1)
+    until(alice, lambda: share.counters.commits > commits)
+    assert share.counters.heads == 0
+    alice.crash()
+    alice.start()
+    assert alice.view().contents() == {"first": b"first", "second": b"second"}
 
 
 def test_an_upload_ends_with_what_it_began_and_the_rest_follows(alice):
@@ -435,6 +465,34 @@ def test_an_open_file_without_a_name_keeps_its_blocks(alice):
             alice.flush()
     alice.session.services.reader.forget()
     assert view.pread(fh, 0, MIB) == content(500 * KIB)
+    gate.fail = lambda *args: None
+    view.release(fh)
+    alice.flush()
+    assert alice.view().contents() == {"other": b"2"}
+
+
+def test_a_large_open_file_without_a_name_keeps_the_blocks_that_were_not_looked_at(alice):
+    """Its references are read in segments of 4096, when they are needed; until then only its manifest names them."""
+    gate, view = puts(alice), alice.view()
+    gate.fail = lambda *args: "provider_request_failed"
+    far = (REFS_PER_INDEX + 1) * 256 * KIB
+    fh = view.create("large")
+    view.pwrite(fh, 0, b"near")
+    view.pwrite(fh, far, content(64 * KIB))
+    view.release(fh)
+    journal(alice)
+    view.forget_all()
+    fh = view.open("large")
+    table = alice.fs._handles[fh].node.content.table
+    assert table.index
+    assert not table.segments, "the references are in memory: this proves nothing"
+    view.unlink("large")
+    for i in range(3):
+        view.write("other", b"%d" % i)
+        with pytest.raises(MeshkitError):
+            alice.flush()
+    alice.session.services.reader.forget()
+    assert view.pread(fh, far, 64 * KIB) == content(64 * KIB)
     gate.fail = lambda *args: None
     view.release(fh)
     alice.flush()

@@ -31,7 +31,7 @@ from meshkitfs.shares._history import History
 from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
 from meshkitfs.shares._outbox import Outbox
-from meshkitfs.shares._pace import Pace
+from meshkitfs.shares._pace import RETRY_DELAY_S, Pace
 from meshkitfs.shares._past import Past
 from meshkitfs.shares._planting import plant
 from meshkitfs.shares._publishing import publish, signed_head, upload
@@ -434,6 +434,7 @@ class Share(Access):
             # A full disk is a clean no; after another error the database may hold the commit all the same.
             full = isinstance(error, MeshkitError) and error.code == "no_space"
             thaw(tree, frozen, named=recording and not full)
+            self._pace.changed()
             raise
         else:
             tree.sealer.error = None
@@ -448,7 +449,10 @@ class Share(Access):
         assert self.tree is not None
         try:
             await self._outbox.drop_superseded(
-                grant, self.tree.nameless_digests(), stuck=self.stuck is not None
+                grant,
+                self.tree.nameless_digests(),
+                self.tree.nameless_entries(),
+                stuck=self.stuck is not None,
             )
         except MeshkitError as error:
             _log.info("share %r: superseded blocks stay: %s (%s)", self, error.code, error.detail)
@@ -511,7 +515,8 @@ class Share(Access):
                         await self.journal()
                     except MeshkitError as error:
                         _log.warning("share %r: not journaled: %s (%s)", self, error.code, error.detail)
-                        await over.wait()  # the cycle after this one meets the error itself
+                        with trio.move_on_after(RETRY_DELAY_S):
+                            await over.wait()  # the cycle after this one meets the error itself
                     except Exception:
                         _log.exception("share %r: journaling failed in a way nobody foresaw", self)
                         await over.wait()
