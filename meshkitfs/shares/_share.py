@@ -74,6 +74,8 @@ class Share(Access):
         self._outbox = Outbox(services, row, self.counters)
         # Changes were taken out of the tree's dirty set and are not in a local commit yet.
         self._committing = False
+        # The last try to publish failed, but may have had its effect all the same.
+        self._unsure = False
         # An earlier run has left a local commit, and it was not taken up yet.
         self._resuming = False
         self._cycle = trio.Lock()
@@ -163,11 +165,11 @@ class Share(Access):
             self._is_out()
             self._tick = -1
             grant = await self._renew()
-            pending = self._outbox.pending
-            if pending is not None and pending.epoch != grant.capsule.epoch:
-                # It has another key now: what was published began a new epoch.
-                assert self.tree is not None
-                self.tree.mark(self.tree.root)
+        pending = self._outbox.pending
+        if pending is not None and pending.epoch != grant.capsule.epoch and "write" in grant.rights:
+            # What was published began a new epoch: the root needs another key.
+            assert self.tree is not None
+            self.tree.mark(self.tree.root)
         if grant.head.hash != self.base.hash and ("write" in grant.rights or not self.dirty):
             # Without the right to write, what was changed here can neither be merged nor published. It stays
             # as it is, and the share where it was, until the right is given again; `stuck` says so.
@@ -402,6 +404,12 @@ class Share(Access):
         while True:
             async with nullcontext() if alone else self._cycle:
                 await self._outbox.settle()
+                if self._unsure:
+                    # Look before anything else is decided. Only here: a lease that lives goes on meanwhile.
+                    if await self._outbox.recognize(self._outbox.next_version):
+                        self._is_out()
+                        self._tick = -1
+                    self._unsure = False
                 grant = await self._catch_up(await self._renew())
                 grant.require(right)
                 await self._commit_locally(grant)
@@ -476,8 +484,7 @@ class Share(Access):
             try:
                 head = await self._outbox.publish(commit)
             except MeshkitError:
-                # It may be public all the same: look before anything else is decided.
-                self._tick = -1
+                self._unsure = True
                 raise
         finally:
             over.set()
