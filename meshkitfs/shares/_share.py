@@ -76,8 +76,6 @@ class Share(Access):
         self._committing = False
         # The last try to publish failed, but may have had its effect all the same.
         self._unsure = False
-        # An earlier run has left a local commit, and it was not taken up yet.
-        self._resuming = False
         self._cycle = trio.Lock()
         self._sending = trio.Lock()
         self._started = 0
@@ -194,7 +192,6 @@ class Share(Access):
         manifest = await services.reader.open_root(grant, root, epoch, version)
         self.tree = await plant(grant, row, manifest, services.reader, sealer)
         self.tree.on_change = self._on_change
-        self._resuming = False
         if pending is not None:
             self.unsent_since = services.spool.written(pending.root) or services.wall()
             self._on_change()
@@ -294,14 +291,6 @@ class Share(Access):
             self._committer = True
             self.services.nursery.start_soon(self._commit_when_due)
 
-    def resume(self, commit: LocalCommit) -> None:
-        """Publish the ``commit`` that an earlier run has left, as soon as the share can be opened."""
-        if self.tree is None:
-            self._resuming = True
-            self.unsent_since = self.services.spool.written(commit.root) or self.services.wall()
-            self._on_change()
-            self.hurry()
-
     def hurry(self) -> None:
         """Publish soon: a file was closed, or a name was changed."""
         self._pace.hurry()
@@ -331,9 +320,7 @@ class Share(Access):
         """Whether anything waits to be committed or published, or is just being so."""
         if self._outbox.pending is not None or self._outbox.unsettled is not None:
             return True
-        if self._committing or self._resuming:
-            return True
-        return self.tree is not None and bool(self.tree.dirty)
+        return self.unsaved
 
     @property
     def unsaved(self) -> bool:
