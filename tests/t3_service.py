@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -130,6 +131,36 @@ def test_whole_shares_only(tmp_path):
                 world.run(service.call, method, {"share": "first/letters"} | params)
             assert (refused.value.code, "'letters'" in refused.value.detail) == ("invalid_argument", True)
         assert world.run(service.call, "share.reencrypt", {"share": "first/"})["complete"]
+        device.close()
+
+
+def test_sync_does_not_wait_for_what_is_written_meanwhile(tmp_path):
+    """A log that is written to all the time: what was there before is published, and that is all it waits for."""
+    with World() as world:
+        device = Device(world, tmp_path / "alice", "alice").start()
+        device.create_share()
+        view = device.view()
+        view.write("before", b"before")
+        fh = view.create("log")
+        share, events, ended = device.share(), [], threading.Event()
+
+        async def write_on():
+            while not ended.is_set():
+                await device.fs.write(fh, 0, b"line")
+                await trio.lowlevel.checkpoint()
+
+        writer = world.start(write_on)
+        sync = world.start(Service(device.session).call, "sync", {"timeout": 0}, events.append)
+        try:
+            sync.wait()
+        finally:
+            ended.set()
+            writer.wait()
+        assert share.counters.heads == 1
+        assert [item["share"] for item in sync.result["left"]] == ["first"]
+        device.crash()
+        device.start()
+        assert device.view().read("before") == b"before"
         device.close()
 
 
