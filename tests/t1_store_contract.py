@@ -737,7 +737,20 @@ def test_a_block_found_in_place_is_made_durable_too(tmp_path, synced):
     assert os.path.dirname(path_of(second, block.digest)) in synced
 
 
-def test_a_failed_sync_is_reported_and_the_blocks_are_not_had(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def failing_disk(monkeypatch):
+    """Every write-back fails, and the kernel says so once."""
+
+    def broken(fd):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        yield
+
+
+def test_a_failed_sync_is_reported_and_the_next_one_writes_anew(tmp_path, monkeypatch, synced):
+    """Also for somebody else, who stored a block before that and only sees the next sync."""
     store = LocalStore.open(tmp_path / "blocks", create=True)
     run(store.sync)
     block, linked = sealed(), sealed(index=1)
@@ -745,18 +758,40 @@ def test_a_failed_sync_is_reported_and_the_blocks_are_not_had(tmp_path, monkeypa
     spool.write_bytes(linked.data)
     run(store.put, block)
     run(store.put_file, linked.digest, spool)
-    with monkeypatch.context() as patch:
-
-        def broken(fd):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        patch.setattr(os, "fsync", broken)
+    with failing_disk(monkeypatch):
         fails("provider_request_failed", store.sync)
-        fails("provider_request_failed", store.sync)  # the names still wait for it
-    assert not run(store.has, block.digest)
-    run(store.put, block)
+        fails("provider_request_failed", store.sync)
+    path = path_of(store, block.digest)
+    before = os.stat(path).st_ino
+    synced.clear()
     run(store.sync)
+    # To the kernel its pages are clean, so the same file would not be written any more.
+    assert os.stat(path).st_ino != before
+    assert path in synced
     assert bytes(run(store.get, block.digest).data) == bytes(block.data)
+    synced.clear()
+    run(store.sync)
+    assert path not in synced, "it is written again and again"
+
+
+def test_a_block_that_a_failed_sync_has_lost_is_not_durable_before_it_is_stored_again(tmp_path, monkeypatch):
+    store = LocalStore.open(tmp_path / "blocks", create=True)
+    run(store.sync)
+    lost, deleted = sealed(), sealed(index=1)
+    run(store.put, lost)
+    run(store.put, deleted)
+    with failing_disk(monkeypatch):
+        fails("provider_request_failed", store.sync)
+    for block in (lost, deleted):
+        with open(path_of(store, block.digest), "r+b") as file:
+            file.write(bytes(10))  # what the kernel dropped is read back from a disk that never got it
+    run(store.delete, deleted.digest)
+    fails("provider_request_failed", store.sync)
+    fails("provider_request_failed", store.sync)
+    run(store.put, lost)
+    run(store.sync)
+    assert bytes(run(store.get, lost.digest).data) == bytes(lost.data)
+    assert not run(store.has, deleted.digest)
 
 
 def test_a_second_sync_waits_for_the_first(tmp_path, monkeypatch):

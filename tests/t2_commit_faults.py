@@ -358,6 +358,67 @@ def test_fsync_says_so(world, place, step):
     device.close()
 
 
+@pytest.mark.parametrize("crash", [False, True], ids=["goes on", "dies"])
+def test_what_a_commit_of_unknown_fate_names_is_kept(world, device, crash):
+    """The database took it and said that it did not; then its blocks are overwritten before the next commit."""
+    device.session.services.fsync_publishes = not crash
+    view, state = device.view(), device.session.state
+    fh = view.create("file")
+    view.pwrite(fh, 0, pattern(1, 400 * KIB))
+    view.fsync(fh)
+    view.pwrite(fh, 0, pattern(2, 256 * KIB))
+    record = state.record_commit
+
+    def took_it(*args):
+        record(*args)
+        raise MeshkitError("state_corrupt", "injected")
+
+    state.record_commit = took_it
+    with pytest.raises(OSError):
+        view.fsync(fh)
+    state.record_commit = record
+    view.pwrite(fh, 0, pattern(3, 256 * KIB))
+    settle_threads(device)  # the block is sealed, and what it replaces is not needed by the tree any more
+    if crash:
+        device.crash()
+        device.start()
+        view = device.view()
+    else:
+        view.fsync(fh)
+        view.release(fh)
+    content = view.read("file")
+    assert content[: 256 * KIB] == pattern(2 if crash else 3, 256 * KIB)
+    assert content[256 * KIB :] == pattern(1, 400 * KIB)[256 * KIB :]
+    device.flush()
+    nothing_left(device)
+    only_from_the_provider(device, tree(device))
+
+
+def test_a_write_of_which_a_part_succeeded(world, device):
+    """The store cannot give the block that the rest goes to: what is seen of the write is kept like any other."""
+    view = device.view()
+    view.write("file", pattern(1, 1024 * KIB))
+    device.flush()
+    store, get = device.session.store, device.session.store.get
+    fh = view.open("file")
+
+    async def away(digest):
+        raise MeshkitError("provider_request_failed", "injected")
+
+    store.get = away
+    device.session.services.reader.forget()
+    with pytest.raises(OSError):
+        view.pwrite(fh, 0, pattern(2, 300 * KIB))  # one block entirely, and a part of the next
+    store.get = get
+    view.release(fh)
+    seen = view.read("file")
+    assert seen == pattern(2, 256 * KIB) + pattern(1, 1024 * KIB)[256 * KIB :]
+    device.flush()
+    assert device.session.services.budget.held == 0
+    only_from_the_provider(device, tree(device))
+    assert device.view().read("file") == seen
+
+
 def test_a_full_disk_while_blocks_are_sealed(world, place):
     """Blocks fail in the background, others of the same commit succeed: none is lost or forgotten."""
     for failing in range(9):

@@ -17,9 +17,11 @@ import pytest
 import trio
 from devices import Device, Refused, World, pattern, scratch
 
+from meshkitfs.core.blocks import REFS_PER_INDEX
 from meshkitfs.errors import MeshkitError
 from meshkitfs.shares import _outbox
 from meshkitfs.shares._pace import IDLE_DELAY_S
+from meshkitfs.state import _spool
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -160,6 +162,55 @@ def test_a_change_is_durable_soon_although_the_upload_is_slow(alice):
     assert alice.view().contents() == {"first": b"first", "second": b"second"}
 
 
+def test_what_is_written_and_not_closed_is_durable_soon_although_the_upload_is_slow(alice):
+    """A log that nobody closes: nothing but the write itself says that there is something to journal."""
+    gate, view, share = puts(alice), alice.view(), alice.share()
+    log = view.create("log")
+    alice.flush()
+    calls = gate.calls
+    gate.shut()
+    view.write("first", b"first")
+    alice.world.start(share.flush)
+    until(alice, lambda: gate.calls > calls)
+    alice.world.pass_time(IDLE_DELAY_S + 1)  # what watches over the upload has seen that there is nothing
+    commits = share.counters.commits
+    view.pwrite(log, 0, b"line")
+    alice.world.pass_time(IDLE_DELAY_S + 1)
+    until(alice, lambda: share.counters.commits > commits)
+    alice.crash()
+    alice.start()
+    assert alice.view().contents() == {"first": b"first", "log": b"line"}
+
+
+def test_a_disk_that_was_full_during_an_upload_ends_nothing(alice):
+    """Journaling fails once while a slow upload goes on; nothing more is written, and it is tried again."""
+    gate, view, share = puts(alice), alice.view(), alice.share()
+    gate.shut()
+    view.write("first", b"first")
+    alice.world.start(share.flush)
+    until(alice, lambda: gate.calls)
+    spool, failed = alice.session.services.spool, []
+    sync = spool.sync
+
+    def full():
+        failed.append(1)
+        raise MeshkitError("no_space", "on purpose")
+
+    spool.sync = full
+    view.write("second", b"second")
+    alice.world.pass_time(IDLE_DELAY_S + 1)
+    until(alice, lambda: failed)
+    spool.sync = sync
+    commits = share.counters.commits
+    for _ in range(3):
+        alice.world.pass_time(IDLE_DELAY_S + 1)
+    until(alice, lambda: share.counters.commits > commits)
+    assert share.counters.heads == 0
+    alice.crash()
+    alice.start()
+    assert alice.view().contents() == {"first": b"first", "second": b"second"}
+
+
 def test_an_upload_ends_with_what_it_began_and_the_rest_follows(alice):
     """Two heads, in order; nothing is merged with itself."""
     gate, view, share = puts(alice), alice.view(), alice.share()
@@ -260,6 +311,79 @@ def test_the_share_moves_on_while_an_upload_is_under_way(world, place, alice):
     bob.close()
 
 
+def test_a_revocation_ends_beside_a_writer_that_never_rests(world, place, alice):
+    """Each upload takes so long that something is journaled meanwhile: the revocation does not wait for quiet."""
+    bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", bob)
+    share, store = alice.share(), alice.session.store
+    put_files, wrote = store.put_files, []
+
+    async def slow(files):
+        # With the cycle taken, the writer's journaling has to wait.
+        if not share._cycle.locked() and len(wrote) < 30:
+            name = b"file%d" % len(wrote)
+            wrote.append(name)
+            await share.use("write")
+            async with share.changing() as tree:
+                node = tree.new_file(0o644)
+                tree.create(tree.root, name, node)
+            await share.journal()
+        await put_files(files)
+
+    store.put_files = slow
+    alice.view().write("file", b"content")
+    world.run(alice.session.book.revoke, share, "bob")
+    assert 1 <= len(wrote) < 5
+    store.put_files = put_files
+    alice.flush()
+    assert set(alice.view().contents()) == {"file", *map(bytes.decode, wrote)}
+    with pytest.raises(Refused):
+        bob.view().listdir()
+    bob.close()
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["alone", "with a newer commit"])
+def test_the_answer_to_a_revocation_that_was_lost(world, place, alice, newer):
+    """It took a change along. That is no change of somebody else's, to be merged with what is here."""
+    bob = Device(world, f"{place}/bob", "bob", beside=alice).start()
+    alice.grant("first", bob)
+    view, share, metadata = alice.view(), alice.share(), alice.session.metadata
+    view.write("file", b"one")
+    alice.flush()
+    publish, reseal = metadata.publish, share._reseal
+
+    async def takes_a_change_along(*args):
+        grant = share.grant
+        async with share.changing() as tree:
+            node = tree.node_of(tree.root, b"file")
+            await (await tree.content(grant, node)).write(grant, 0, b"two")
+            tree.touch(node, content=True)
+        await reseal(*args)
+
+    async def lost(publication):
+        await publish(publication)
+        if publication.roster and publication.head:
+            metadata.publish = publish
+            raise MeshkitError("metadata_unavailable", "the answer is lost")
+
+    share._reseal, metadata.publish = takes_a_change_along, lost
+    with pytest.raises(MeshkitError):
+        world.run(alice.session.book.revoke, share, "bob")
+    assert metadata.publish == publish, "nothing was lost: this proves nothing"
+    if newer:
+        view.write("newer", b"newer")
+        journal(alice)
+    alice.flush()
+    wanted = {"file": b"two"} | ({"newer": b"newer"} if newer else {})
+    assert view.contents() == wanted
+    assert share.conflicts == []
+    assert share.counters.merges == 0
+    alice.crash()
+    alice.start()
+    assert alice.view().contents() == wanted
+    bob.close()
+
+
 # -- what need not be uploaded -------------------------------------------------------------------------------
 
 
@@ -307,6 +431,26 @@ def test_a_provider_that_is_away_for_long_does_not_fill_the_spool(alice, monkeyp
     assert alice.view().contents() == {"file": content(700 * KIB, b"29")}
 
 
+def test_a_block_that_cannot_be_read_back_keeps_nothing_from_being_published(alice, monkeypatch):
+    """Looking for what is superseded only spares the provider something."""
+    gate, view = puts(alice), alice.view()
+    for i in range(3):
+        view.write("file", content(100 * KIB, b"%d" % i))
+        journal(alice)
+    tried = []
+
+    def bad_sector(path, *args, **named):
+        tried.append(path)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_spool, "open", bad_sector, raising=False)
+        alice.flush()
+    assert tried
+    assert gate.calls
+    assert not alice.share().dirty
+
+
 def test_an_open_file_without_a_name_keeps_its_blocks(alice):
     """It was committed, then removed: no version needs its blocks, and still they can be read."""
     gate, view = puts(alice), alice.view()
@@ -321,6 +465,34 @@ def test_an_open_file_without_a_name_keeps_its_blocks(alice):
             alice.flush()
     alice.session.services.reader.forget()
     assert view.pread(fh, 0, MIB) == content(500 * KIB)
+    gate.fail = lambda *args: None
+    view.release(fh)
+    alice.flush()
+    assert alice.view().contents() == {"other": b"2"}
+
+
+def test_a_large_open_file_without_a_name_keeps_the_blocks_that_were_not_looked_at(alice):
+    """Its references are read in segments of 4096, when they are needed; until then only its manifest names them."""
+    gate, view = puts(alice), alice.view()
+    gate.fail = lambda *args: "provider_request_failed"
+    far = (REFS_PER_INDEX + 1) * 256 * KIB
+    fh = view.create("large")
+    view.pwrite(fh, 0, b"near")
+    view.pwrite(fh, far, content(64 * KIB))
+    view.release(fh)
+    journal(alice)
+    view.forget_all()
+    fh = view.open("large")
+    table = alice.fs._handles[fh].node.content.table
+    assert table.index
+    assert not table.segments, "the references are in memory: this proves nothing"
+    view.unlink("large")
+    for i in range(3):
+        view.write("other", b"%d" % i)
+        with pytest.raises(MeshkitError):
+            alice.flush()
+    alice.session.services.reader.forget()
+    assert view.pread(fh, far, 64 * KIB) == content(64 * KIB)
     gate.fail = lambda *args: None
     view.release(fh)
     alice.flush()
@@ -460,6 +632,83 @@ def test_a_writer_waits_for_room_and_is_let_go_when_there_is_some(alice):
     assert write.wait() == len(data)
     flush.wait()
     view.release(fh)
+
+
+def test_a_file_without_a_name_that_is_larger_than_the_spool_is_a_full_disk(alice):
+    """Nothing will ever publish it, so nobody waits for that; and closing it makes room again."""
+    services, view = alice.session.services, alice.view()
+    services.budget.spool_limit = 2 * MIB
+    fh = view.create("temporary")
+    view.unlink("temporary")
+    written, data = 0, content(128 * KIB)
+    with pytest.raises(Refused) as caught:
+        for i in range(100):
+            view.pwrite(fh, i * len(data), data)
+            written += len(data)
+    assert caught.value.errno == errno.ENOSPC
+    assert 2 * MIB <= written < 4 * MIB
+    assert view.pread(fh, 0, written) == data * (written // len(data))
+    alice.flush()
+    other = view.create("other")
+    with pytest.raises(Refused):
+        view.pwrite(other, 0, b"x")
+    view.release(fh)
+    view.forget_all()
+    until(alice, lambda: not services.budget.spool_full)
+    view.pwrite(other, 0, b"there is room")
+    view.release(other)
+    alice.flush()
+    assert alice.view().contents() == {"other": b"there is room"}
+
+
+def test_a_writer_is_let_go_when_a_file_without_a_name_is_closed(alice):
+    services, gate, view = alice.session.services, puts(alice), alice.view()
+    temporary = view.create("temporary")
+    view.unlink("temporary")
+    view.pwrite(temporary, 0, content(MIB))
+    view.pwrite(temporary, MIB, content(MIB))
+    until(alice, lambda: services.spool.used > MIB)
+    fh = view.create("file")
+    gate.shut()
+    flush = alice.world.start(alice.share().flush)
+    until(alice, lambda: gate.calls)
+    services.budget.spool_limit = MIB
+    write = alice.world.start(alice.fs.write, fh, 0, b"waits")
+    alice.world.pass_time(1)
+    assert not write.done.is_set()
+    view.release(temporary)
+    view.forget_all()
+    assert write.wait() == len(b"waits")
+    assert not flush.done.is_set()
+    gate.open()
+    flush.wait()
+
+
+def test_a_share_that_is_stuck_does_not_make_a_disk_full_for_others(alice):
+    """A large copy waits for room, as long as its own share goes on being published."""
+    services, metadata = alice.session.services, alice.session.metadata
+    second = alice.create_share("second").row.share
+    publish = metadata.publish
+
+    async def refuses_one(publication):
+        if publication.share == second:
+            raise MeshkitError("metadata_unavailable", "on purpose")
+        await publish(publication)
+
+    metadata.publish = refuses_one
+    alice.view("second").write("file", b"stuck")
+    with pytest.raises(MeshkitError):
+        alice.flush("second")
+    services.budget.spool_limit = 2 * MIB
+    view, data, full = alice.view(), content(128 * KIB), 0
+    fh = view.create("large")
+    for i in range(100):
+        full += services.budget.spool_full
+        view.pwrite(fh, i * len(data), data)
+    assert full, "the spool was never full: this proves nothing"
+    assert alice.share("second").stuck is not None
+    view.release(fh)
+    metadata.publish = publish
 
 
 # -- a provider that fails now and then ------------------------------------------------------------------------

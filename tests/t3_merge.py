@@ -607,6 +607,84 @@ def test_a_write_after_a_merge_goes_where_it_should(play, alice, bob):
     assert play.settle() == {"renamed": b"012xyz6789"}
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced", "moved"])
+def test_a_write_to_a_file_that_another_took_away_says_so(play, alice, bob, how):
+    """It would be acknowledged, and nobody would ever find it."""
+    alice.mkdir("unseen")
+    start_with(play, file=b"content")
+    bob.forget_all()
+    fh = bob.open("file")
+    if how == "removed":
+        alice.unlink("file")
+    else:
+        alice.write("other", b"other")
+        alice.rename(*(("other", "file") if how == "replaced" else ("file", "unseen/file")))
+    play.flush("alice")
+    play.devices["bob"].refresh()
+    assert bob.pread(fh, 0, 100) == b"content"
+    with pytest.raises(OSError) as stale:
+        bob.pwrite(fh, 0, b"into the void")
+    assert stale.value.errno == errno.ESTALE
+    bob.release(fh)
+    play.settle()
+
+
+def test_a_write_to_a_file_that_was_removed_here_is_what_a_program_expects(play, alice, bob):
+    start_with(play, file=b"content")
+    fh = bob.open("file")
+    bob.unlink("file")
+    bob.pwrite(fh, 0, b"temporary")
+    bob.fsync(fh)
+    assert bob.pread(fh, 0, 100) == b"temporary"
+    bob.release(fh)
+    assert play.settle() == {}
+
+
+@pytest.mark.parametrize("links", [1, 2])
+@pytest.mark.parametrize("theirs", ["nothing of it", "its attributes", "its target"])
+def test_a_symlink_that_was_restored(play, alice, bob, links, theirs):
+    """Only restoring changes the target of a symlink; a merge keeps it as it keeps what was written to a file."""
+    alice.symlink("link", b"old")
+    if links > 1:
+        alice.link("link", "second")
+    play.flush("alice")
+    point(play, "alice", b"new")
+    play.flush("alice")
+    play.devices["bob"].refresh()
+    bob.write("file", b"bob's")
+    if theirs == "its attributes":
+        bob.setattr("link", mtime_ns=10**18)
+    elif theirs == "its target":
+        point(play, "bob", b"bob's")
+    play.flush("bob")
+    point(play, "alice", b"old")
+    tree = play.settle("alice")
+    assert tree.pop("file") == b"bob's"
+    names = {"link", "second"} if links > 1 else {"link"}
+    if theirs == "its target":
+        assert {tree.pop(name) for name in names} == {b"bob's"}
+        assert list(tree.values()) == [b"old"]
+    else:
+        assert tree == dict.fromkeys(names, b"old")
+
+
+def point(play, name, target):
+    """Change the target of the symlink, under its inode, as restoring does."""
+    device = play.devices[name]
+
+    async def change():
+        share = device.share()
+        grant = await share.use("write")
+        async with share.changing() as tree:
+            if tree.links.children is None:
+                await tree.load(grant, tree.links)
+            node = tree.node_of(tree.root, b"link")
+            node.target = target
+            tree.touch(node)
+
+    play.world.run(change)
+
+
 # -- when something fails on the way -------------------------------------------------------------------------
 
 

@@ -483,3 +483,6 @@ def test_an_operator_goes_on_where_it_was_cut_off(run, keeper, tmp_path, monkeyp
     cursor.write_text("something else")
     assert run("verify", "--store", f"local:{blocks}", "--cursor", cursor, home=False)[0] == 2
     assert cursor.read_text() == "something else"
+    # Where it cannot be kept is told before anything is read, however small the store.
+    nowhere = tmp_path / "nowhere" / "cursor"
+    assert run("verify", "--store", f"local:{blocks}", "--cursor", nowhere, home=False)[0] == 2

@@ -21,6 +21,7 @@ from devices import Device, World, pattern, scratch
 from homes import Person, fails, in_the_foreground, needs_fuse, tmpfs, wait_until, write_synced
 from trio import sleep as trio_sleep
 
+from meshkitfs.cli._inspect import left_lines
 from meshkitfs.daemon import describe
 from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import preflight
@@ -637,6 +638,36 @@ def test_a_provider_that_fails_three_times_in_ten(world, device):
     assert from_the_provider(device) == acknowledged | {"last": b"closed, and no more"}
 
 
+def test_the_provider_is_away_when_the_mount_starts(world, device):
+    """What an earlier run left is published when it comes back, although nobody opens anything."""
+    view = device.view()
+    for i in range(400):
+        view.release(view.create(f"file{i:03}"))
+    device.flush()
+    trouble = Trouble(device.session.store, STORE, refusing("provider_request_failed"))
+    view.write("unsent", pattern(1, 100 * KIB))
+    with fails(errno.EIO):
+        view.fsync(view.open("unsent"))
+    assert trouble.fired
+    trouble.on = False
+    expected = view.contents()
+    device.crash()
+    later = []
+    device.start(
+        lambda session: later.append(Trouble(session.store, STORE, refusing("provider_request_failed")))
+    )
+    share = device.share()
+    wait_until(lambda: world.pass_time(1) or share.stuck is not None, "the first try")
+    assert later[0].fired
+    assert share.tree is None, "the share could be opened: this proves nothing"
+    [left] = describe.left(device.session)
+    assert (left["state"], left["reason"], left["unsaved"]) == ("stuck", "provider_request_failed", False)
+    later[0].on = False
+    by_itself(device)
+    assert describe.left(device.session) == []
+    assert from_the_provider(device) == expected
+
+
 # -- the metadata store ------------------------------------------------------------------------------------------
 
 
@@ -652,6 +683,7 @@ def test_the_metadata_store_refuses_and_comes_back(world, device, restart):
     with fails(errno.EIO):
         view.fsync(fh)
     assert device.share().stuck.code == "metadata_unavailable"
+    # The lease lives on.
     assert view.contents() == {"before": b"before", "during": b"during"}
     fired = trouble.fired
     assert fired
@@ -676,6 +708,25 @@ def test_the_metadata_store_refuses_and_comes_back(world, device, restart):
     wanted = {"before": b"before", "during": b"during"}
     assert view.contents() == wanted
     assert from_the_provider(device) == wanted
+
+
+def test_what_is_in_memory_only_is_named(world, device):
+    """Nobody vouches for the grant, so there is no key to commit with: 'umount' must not call it safe."""
+    view = device.view()
+    view.write("journaled", b"journaled")
+    world.run(device.share().journal)
+    [left] = describe.left(device.session)
+    assert not left["unsaved"]
+    view.write("in memory", b"in memory")
+    trouble = Trouble(device.session.metadata, METADATA, refusing("metadata_unavailable"))
+    walk_the_gate(device)
+    [left] = describe.left(device.session)
+    assert (left["unsaved"], left["reason"]) == (True, "freshness_unproven")
+    assert "memory only" in "".join(left_lines([left]))
+    assert "safe" not in "".join(left_lines([left]))
+    trouble.on = False
+    by_itself(device)
+    assert view.contents() == {"journaled": b"journaled", "in memory": b"in memory"}
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------

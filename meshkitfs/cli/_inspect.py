@@ -95,15 +95,27 @@ def version(context: Context, _args: argparse.Namespace) -> int:
 
 def left_lines(left: list[dict[str, Any]]) -> list[str]:
     """Say what is not published yet: one line for each share, with the reason."""
-    lines = ["Not published yet (safe on this device, sent when it can be):"]
-    for item in left:
-        reason = ": ".join(str(item[name]) for name in ("reason", "detail") if item.get(name))
-        reason = f": {reason}" if reason else ""
-        since = f", since {ago(item['since'])}" if item.get("since") else ""
-        state = f"{item['state']}, " if item.get("state") else ""
-        arrived = f" ({size(item['arrived_bytes'])} of it arrived)" if item.get("arrived_bytes") else ""
-        name = printable(item.get("share", "?"))
-        lines.append(f"  {name}  {state}{_amount(item)}{arrived}{since}{printable(reason)}")
+    lines = []
+    for unsaved, title in (
+        (False, "Not published yet (safe on this device, sent when it can be):"),
+        (
+            True,
+            "Not published yet, and some of it in memory only (lost if the mount ends before it is saved):",
+        ),
+    ):
+        items = [item for item in left if bool(item.get("unsaved")) is unsaved]
+        if items:
+            lines.append(title)
+        for item in items:
+            reason = ": ".join(str(item[name]) for name in ("reason", "detail") if item.get(name))
+            reason = f": {reason}" if reason else ""
+            since = f", since {ago(item['since'])}" if item.get("since") else ""
+            state = f"{item['state']}, " if item.get("state") else ""
+            # What is in memory only may not be counted.
+            amount = _amount(item, "changes" if unsaved else "nothing")
+            arrived = f" ({size(item['arrived_bytes'])} of it arrived)" if item.get("arrived_bytes") else ""
+            name = printable(item.get("share", "?"))
+            lines.append(f"  {name}  {state}{amount}{arrived}{since}{printable(reason)}")
     return lines
 
 
@@ -118,11 +130,11 @@ def _unsent(pending: Mapping[str, Any]) -> str:
     return f"{size(memory)} in memory" if sealed == "nothing" else f"{sealed}; {size(memory)} in memory"
 
 
-def _amount(item: Mapping[str, Any]) -> str:
+def _amount(item: Mapping[str, Any], nothing: str = "nothing") -> str:
     parts = [f"{item[name]} {name}" for name in ("commits", "blocks") if item.get(name)]
     if item.get("bytes"):
         parts.append(size(item["bytes"]))
-    return ", ".join(parts) or "nothing"
+    return ", ".join(parts) or nothing
 
 
 def _evidence(step: Mapping[str, Any]) -> str:

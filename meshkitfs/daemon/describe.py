@@ -130,6 +130,8 @@ def left(session: Session) -> list[dict[str, Any]]:
                     "state": _state(item) if item.dirty or item.refusal else _unopened(item),
                     "blocks": blocks,
                     "bytes": size,
+                    # Some of it is not on this device's disk yet: it ends with the mount.
+                    "unsaved": item.unsaved,
                     # Of them, what the provider has got in the upload under way.
                     "arrived": arrived,
                     "arrived_bytes": arrived_bytes,

@@ -59,6 +59,7 @@ async def scrub(store: Listable, cursor: Path | None, progress: Callable[[dict[s
     that is something else, or of another store.
     """
     found, after = _load(store, cursor)
+    _save(store, cursor, found, after)  # a place that cannot be written is told of now, not after hours
     total = await store.count()
     batch: list[bytes] = []
     try:

@@ -60,6 +60,8 @@ class LocalStore:
         self._syncing = threading.Lock()
         self._new_files: set[str] = set()
         self._new_names: set[str] = set()
+        # New files that a sync was to cover which failed: nobody knows whether they are on the disk.
+        self._doubtful: set[str] = set()
         # A process before us may have stored blocks and died before its sync; ours must cover them too.
         self._sync_all = True
         self._attached = False
@@ -310,6 +312,10 @@ class LocalStore:
             try:
                 self._share(path, source)
                 self._name(lambda: os.link(path, target), target)
+                with self._lock:
+                    # It stands in for one that was lost.
+                    self._new_files.discard(target)
+                    self._doubtful.discard(target)
             except FileExistsError:
                 same = os.path.samestat(os.lstat(target), source)
                 if not same and not self._settled(digest, target):
@@ -330,7 +336,7 @@ class LocalStore:
         Then it is made durable here, since nobody can tell whether the other one came to its sync. A
         damaged copy does not count, so storing the block again repairs it.
         """
-        if not os.path.lexists(target):
+        if target in self._doubtful or not os.path.lexists(target):
             return False
         try:
             VerifiedBlock.check(digest, self._read(digest))
@@ -360,6 +366,7 @@ class LocalStore:
             raise
         with self._lock:
             self._new_files.add(target)
+            self._doubtful.discard(target)
         self._count_stored(len(data))
 
     def _share(self, file: int | str, status: os.stat_result) -> None:
@@ -409,6 +416,7 @@ class LocalStore:
             self._new_names.add(os.path.dirname(path))
             # Its bytes need no sync any more.
             self._new_files.discard(path)
+            self._doubtful.discard(path)
 
     def _sync(self) -> None:
         # One at a time: a second caller must not return early because the first has taken its paths along.
@@ -416,21 +424,41 @@ class LocalStore:
             with self._lock:
                 files, self._new_files = self._new_files, set()
                 names, self._new_names = self._new_names, set()
+                doubtful = files & self._doubtful
             try:
+                for path in doubtful:
+                    self._write_again(path)
+                with self._lock:
+                    self._new_files -= doubtful
                 if self._sync_all or len(files) + len(names) > _SINGLE_FSYNCS:
                     _durable.sync_filesystem(self._dir)
                 else:
                     _durable.sync_paths([*files, *names])
             except OSError as error:
-                # After a failed write-back the kernel forgets that the pages were never written, so a later
-                # fsync would report a success that is none. Without the files the caller stores them anew.
-                for path in files:
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)
+                # Somebody else may be about to rely on some of them, who will only see a later sync.
                 with self._lock:
+                    files = {path for path in files if path in self._doubtful or os.path.lexists(path)}
+                    self._new_files |= files
+                    self._doubtful |= files
                     self._new_names |= names
                 raise _failed("blocks could not be made durable", error) from None
             self._sync_all = False
+
+    def _write_again(self, path: str) -> None:
+        """Write a block anew after its write-back failed. Raises OSError if it is lost.
+
+        The kernel forgets that its pages were never written, so fsync would report a success that is none;
+        but they still hold the block, or the digest tells that they do not. One that is lost fails every
+        sync until it is stored again, or deleted.
+        """
+        digest = parse_cid(os.path.basename(path))
+        try:
+            block = VerifiedBlock.check(digest, self._read(digest))
+        except MeshkitError as error:
+            if path not in self._doubtful:
+                return  # deleted meanwhile
+            raise OSError(errno.EIO, f"a block was lost ({error.code})") from None
+        self._write(path, block.data)
 
     def _count_stored(self, size: int) -> None:
         with self._lock:

@@ -239,7 +239,7 @@ def thaw(tree: Tree, frozen: Frozen, *, named: bool = False) -> None:
         for digest in frozen.sealed:
             frozen.staged.pop(digest, None)
         tree.sealer.dispose(frozen.sealed)
-    tree.sealer.give_back(frozen.staged)
+    tree.sealer.give_back(frozen.staged, named=named)
     for owner in frozen.owners():
         node = owner.node
         node.opens -= 1
@@ -427,6 +427,7 @@ def _entry_of(name: bytes, child: Child, frozen: Frozen) -> Entry:
 
 def settle(tree: Tree, frozen: Frozen, on_clean: Callable[[Node], None]) -> None:
     """The commit is durable: nodes take their new entries, and are clean if they have not changed again."""
+    tree.sealer.settled()
     for part, ref in frozen.written:
         # A part that changed again keeps its new reference too: it is what the last commit says of it.
         part.ref = ref

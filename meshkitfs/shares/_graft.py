@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from meshkitfs.core.blocks import Where
-from meshkitfs.core.entries import DIR, HARDLINK, Entry
+from meshkitfs.core.entries import DIR, FILE, HARDLINK, Entry
 from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
@@ -54,7 +54,8 @@ class Graft:
         """Read every directory that is loaded and differs, or is to be edited. Changes nothing."""
         plan, links = self._plan, self._tree.links
         for place, entry in plan.copies.items():
-            self._copied[place] = await self._file(entry)
+            if entry.kind == FILE:
+                self._copied[place] = await self._file(entry)
         root = await self._library.root(self._theirs)
         self._sources[self._theirs.oid] = root
         level = [(self._theirs.oid, root)]
@@ -159,7 +160,7 @@ class Graft:
                 node.put(name, keep.get(name, entry))
             elif name in children:
                 node.drop(name)
-        copies = [place for place in self._copied if place.directory == oid]
+        copies = [place for place in self._plan.copies if place.directory == oid]
         for place in copies:
             self._copy(node, place)
         if edits or copies:
@@ -184,14 +185,20 @@ class Graft:
         return None if node is None or node.kind != entry.kind or node in self._placed else node
 
     def _copy(self, node: DirNode, place: Place) -> None:
-        """Make our content of a file that both sides wrote a file of its own."""
-        tree, entry, manifest = self._tree, self._plan.copies[place], self._copied[place]
-        copy = tree.new_file(entry.mode)
+        """Make our content of an object that both sides wrote an object of its own."""
+        tree, entry = self._tree, self._plan.copies[place]
         extra = entry.extra or {}
-        used = extra.get("used", entry.size)
-        copy.content = FileContent(copy.oid, tree.reader, tree.sealer, manifest, used)
-        # Its blocks stay bound to the object they were written for.
-        copy.content.fork(manifest.lineage or entry.oid)
+        copy: Node
+        if entry.kind == FILE:
+            manifest = self._copied[place]
+            copy = file = tree.new_file(entry.mode)
+            file.content = FileContent(
+                copy.oid, tree.reader, tree.sealer, manifest, extra.get("used", entry.size)
+            )
+            # Its blocks stay bound to the object they were written for.
+            file.content.fork(manifest.lineage or entry.oid)
+        else:
+            copy = tree.new_symlink(extra["target"])
         copy.mtime_ns = copy.atime_ns = entry.mtime_ns
         copy.ctime_ns = entry.ctime_ns
         copy.xattrs = dict(extra.get("x", ()))

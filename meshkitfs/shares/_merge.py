@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from meshkitfs.core.entries import DIR, FILE, HARDLINK, Entry
+from meshkitfs.core.entries import DIR, FILE, HARDLINK, SYMLINK, Entry
 from meshkitfs.core.manifest import DirManifest, RootAttrs
 from meshkitfs.errors import MeshkitError
 from meshkitfs.shares._versions import LINKS, Changes, Key, Library, Place, State, diff
@@ -42,7 +42,7 @@ def conflict_name(name: bytes, who: str, when: datetime.date, taken: Callable[[b
 class Plan:
     """What to do to their tree: ``edits`` by directory and name, None for a name that goes.
 
-    ``copies`` are files of ours that become new files: where, and the entry whose content they get.
+    ``copies`` are files and symlinks of ours that become new ones: where, and the entry of what they get.
     ``above`` says where the directories on the way to an edit are. ``root`` are the attributes of the root
     if they are not theirs. A plan without anything takes over their tree as it is.
     """
@@ -187,7 +187,7 @@ class Merge:
                     base is not None
                     and not kept
                     and all(
-                        side.entry.ref == base.entry.ref or _resealed(base.entry, side.entry)
+                        _content(side.entry) == _content(base.entry) or _resealed(base.entry, side.entry)
                         for side in sides
                     )
                 ):
@@ -401,6 +401,12 @@ def _resealed(base: Entry, side: Entry) -> bool:
     return same and side.kind == base.kind == FILE and side.ref != base.ref
 
 
+def _content(entry: Entry) -> bytes:
+    """Return what stands for the content of an entry's object: a symlink has no manifest, only its target."""
+    target: bytes = (entry.extra or {}).get("target", b"")
+    return target if entry.kind == SYMLINK else entry.ref
+
+
 def _root_entry(manifest: DirManifest) -> Entry | None:
     """Return the root's attributes in the form of an entry."""
     if manifest.root is None:
@@ -415,7 +421,7 @@ def _pick(base: _T, ours: _T, theirs: _T) -> _T:
 
 
 def _merged(base: Entry | None, ours: Entry, theirs: Entry) -> tuple[Entry, bool]:
-    """Merge two entries of one object; also say whether both sides wrote a file, so that ours needs a copy.
+    """Merge two entries of one object; also say whether both sides wrote it, so that ours needs a copy.
 
     A directory's reference is always theirs: what ours has in it is decided object by object.
     """
@@ -423,11 +429,12 @@ def _merged(base: Entry | None, ours: Entry, theirs: Entry) -> tuple[Entry, bool
     source = theirs
     mine_resealed = base is not None and _resealed(base, ours)
     theirs_resealed = base is not None and _resealed(base, theirs)
-    if theirs.kind != DIR and ours.ref != theirs.ref and (base is None or ours.ref != base.ref):
-        if base is not None and (theirs.ref == base.ref or (theirs_resealed and not mine_resealed)):
+    mine, others = _content(ours), _content(theirs)
+    if theirs.kind != DIR and mine != others and (base is None or mine != _content(base)):
+        if base is not None and (others == _content(base) or (theirs_resealed and not mine_resealed)):
             source = ours
         elif not mine_resealed:
-            clash = theirs.kind == FILE
+            clash = True
     if base is None:
         return theirs, clash
     if theirs.kind == FILE and ours.ref != theirs.ref and not (mine_resealed or theirs_resealed):
@@ -437,8 +444,8 @@ def _merged(base: Entry | None, ours: Entry, theirs: Entry) -> tuple[Entry, bool
     else:
         mtime = max(ours.mtime_ns, theirs.mtime_ns)
     extra: dict[str, Any] = {k: v for k, v in (source.extra or {}).items() if k != "x"}
-    old, mine, others = (dict((entry.extra or {}).get("x", ())) for entry in (base, ours, theirs))
-    xattrs = {name: _pick(old.get(name), mine.get(name), others.get(name)) for name in {*mine, *others}}
+    old, here, there = (dict((entry.extra or {}).get("x", ())) for entry in (base, ours, theirs))
+    xattrs = {name: _pick(old.get(name), here.get(name), there.get(name)) for name in {*here, *there}}
     pairs = [[name, value] for name, value in sorted(xattrs.items()) if value is not None]
     if pairs:
         extra["x"] = pairs

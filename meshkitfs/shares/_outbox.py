@@ -14,13 +14,14 @@ from dataclasses import replace
 import trio
 
 from meshkitfs.core.cose import record_hash
+from meshkitfs.core.entries import Entry
 from meshkitfs.core.records import Head
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant, HeadView
 from meshkitfs.metadata import Publication
 from meshkitfs.shares._publishing import PUBLISH_DEADLINE_S, publish, signed_head, upload
 from meshkitfs.shares._services import Counters, Services
-from meshkitfs.shares._walk import Walk, root_piece
+from meshkitfs.shares._walk import Walk, file_piece, root_piece
 from meshkitfs.state import LocalCommit, ShareRow
 
 __all__ = ["Outbox"]
@@ -95,11 +96,14 @@ class Outbox:
         if self._commits >= 0:
             self._commits += 1
 
-    async def drop_superseded(self, grant: Grant, open_files: set[bytes], *, stuck: bool) -> None:
+    async def drop_superseded(
+        self, grant: Grant, open_files: set[bytes], entries: Sequence[Entry], *, stuck: bool
+    ) -> None:
         """Forget staged blocks that only commits before the pending one named: they need no upload.
 
-        ``open_files`` are blocks that open files without a name still need. While the provider is away
-        (``stuck``) this is done only as often as what waits has doubled. Raises what reading raises.
+        ``open_files`` are blocks that open files without a name still need, as they do all that is below the
+        manifests of ``entries``. While the provider is away (``stuck``) this is done only as often as what
+        waits has doubled. Raises what reading raises.
         """
         services, pending = self._services, self.pending
         if pending is None or self._commits < 2:
@@ -112,7 +116,8 @@ class Outbox:
             return grant
 
         walk = Walk(lease, services.reader.verified, descend=self._left_early.union(rows).__contains__)
-        await walk.run([root_piece(self._row.oid, pending.root, pending.epoch, pending.version)])
+        root = root_piece(self._row.oid, pending.root, pending.epoch, pending.version)
+        await walk.run([root, *(file_piece(entry) for entry in entries)])
         superseded = rows.keys() - walk.seen - open_files
         # Of commits that lost their race: only this device ever knew of them. While one may still be public,
         # its blocks are not touched.
@@ -171,10 +176,14 @@ class Outbox:
         if self.base.hash != commit.base_hash:
             return False
         if commit not in self._begun:
-            self._begun = [*self._begun[1 - BEGUN_MAX :], commit]
+            self.begin(commit)
             if commit is not self.pending:
                 await trio.to_thread.run_sync(self._services.state.note_begun, commit)
         return True
+
+    def begin(self, commit: LocalCommit) -> None:
+        """Note that ``commit`` is about to be published, and so may be public from now on."""
+        self._begun = [*self._begun[1 - BEGUN_MAX :], commit]
 
     def awaits(self, commit: LocalCommit) -> bool:
         """Whether it is still open what became of an announced ``commit``."""
@@ -217,6 +226,7 @@ class Outbox:
         """
         await self.settle()
         services, share = self._services, self._row.share
+        mark = services.state.mark(share)
         self.base = HeadView(
             commit.version,
             commit.epoch,
@@ -246,7 +256,6 @@ class Outbox:
             # Some of what arrived is the newer commit's.
             self._commits = min(self._commits, 1)
             self._left_early |= arrived
-        mark = services.state.mark(share)
         mark = replace(mark, head_version=self.base.version, head_hash=self.base.hash)
         every = all_stored and rest is None
 

@@ -28,17 +28,18 @@ class Pace:
         """Something changed."""
         if not self._changed_at:
             self._changed_at = trio.current_time()
+            self._look_again()
 
     def hurry(self) -> None:
         """Publish soon: a file was closed, or a name was changed."""
         if not self._urgent_at:
             self._urgent_at = trio.current_time()
-            self._wake.set()
+            self._look_again()
 
     def press(self) -> None:
         """Commit now: memory or the spool is full, and only a commit makes room."""
         self._pressed = True
-        self._wake.set()
+        self._look_again()
 
     def taken(self) -> None:
         """A commit takes everything that changed until now."""
@@ -76,7 +77,11 @@ class Pace:
         """Wait for ``due``; True if something new has to be looked at instead."""
         if trio.current_time() >= due:
             return False
-        self._wake = trio.Event()
         with trio.move_on_at(due):
             await self._wake.wait()
         return True
+
+    def _look_again(self) -> None:
+        """Have everybody who waits look again: a commit, and what watches over a publication under way."""
+        self._wake.set()
+        self._wake = trio.Event()

@@ -51,6 +51,8 @@ class Budget:
         self._held = 0
         # How much of it is with the sealing workers, and so will be let go of without a commit.
         self.sealing = 0
+        # How many sealing workers are at it, which makes room in memory and in the spool.
+        self.working = 0
         self._relief = trio.Event()
         # Set by the owner: asks for commits when memory is full of blocks that nobody seals otherwise.
         self.on_pressure: Callable[[], None] = lambda: None
@@ -126,6 +128,8 @@ class Sealer:
         # Spooled since the last local commit: digest -> size. A commit stages them; a block that is
         # replaced before that is simply removed again.
         self._fresh: dict[bytes, int] = {}
+        # Of these, what the state database may name all the same: a commit failed, and its fate is unknown.
+        self._named: set[bytes] = set()
         self._garbage: list[bytes] = []
         self._queue: deque[SealJob] = deque()
         self._running = 0
@@ -143,6 +147,7 @@ class Sealer:
     def _wake(self) -> None:
         if self._running < WORKERS:
             self._running += 1
+            self.budget.working += 1
             self._nursery.start_soon(self._work)
 
     async def _work(self) -> None:
@@ -157,6 +162,9 @@ class Sealer:
                     await trio.to_thread.run_sync(self._spool.discard, garbage)
         finally:
             self._running -= 1
+            self.budget.working -= 1
+            # What was disposed of has made room; or it was the last that could.
+            self.budget.look_again()
 
     def _next_batch(self) -> list[SealJob]:
         """Return the next jobs; those whose block was written again or cut off meanwhile are dropped."""
@@ -208,7 +216,7 @@ class Sealer:
     def replaced(self, ref: bytes) -> None:
         """The block of ``ref`` is no longer named; remove it if no commit names it either."""
         digest = ref[:32]
-        if self._fresh.pop(digest, None) is not None:
+        if digest not in self._named and self._fresh.pop(digest, None) is not None:
             self.dispose([digest])
 
     def dispose(self, digests: list[bytes]) -> None:
@@ -233,6 +241,15 @@ class Sealer:
             self._fresh[digest] = fresh.pop(digest)
         return fresh
 
-    def give_back(self, staged: dict[bytes, int]) -> None:
-        """A commit failed: its blocks are again just blocks that nothing durable names."""
+    def give_back(self, staged: dict[bytes, int], *, named: bool) -> None:
+        """A commit failed: its blocks are again just blocks that nothing durable names.
+
+        Unless it is ``named`` all the same: then they stay until a commit has succeeded, which stages them.
+        """
         self._fresh.update(staged)
+        if named:
+            self._named.update(staged)
+
+    def settled(self) -> None:
+        """A commit has succeeded: the state database names it and no other."""
+        self._named.clear()

@@ -10,6 +10,7 @@ can wait for a quiet moment.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -30,7 +31,7 @@ from meshkitfs.shares._history import History
 from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
 from meshkitfs.shares._outbox import Outbox
-from meshkitfs.shares._pace import Pace
+from meshkitfs.shares._pace import RETRY_DELAY_S, Pace
 from meshkitfs.shares._past import Past
 from meshkitfs.shares._planting import plant
 from meshkitfs.shares._publishing import publish, signed_head, upload
@@ -73,6 +74,8 @@ class Share(Access):
         self._outbox = Outbox(services, row, self.counters)
         # Changes were taken out of the tree's dirty set and are not in a local commit yet.
         self._committing = False
+        # The last try to publish failed, but may have had its effect all the same.
+        self._unsure = False
         self._cycle = trio.Lock()
         self._sending = trio.Lock()
         self._started = 0
@@ -157,8 +160,14 @@ class Share(Access):
         if self.tree is None:
             await self._load(grant)
         if grant.head.hash != self.base.hash and await self._outbox.recognize(grant.head.version):
+            self._is_out()
             self._tick = -1
             grant = await self._renew()
+        pending = self._outbox.pending
+        if pending is not None and pending.epoch != grant.capsule.epoch and "write" in grant.rights:
+            # What was published began a new epoch: the root needs another key.
+            assert self.tree is not None
+            self.tree.mark(self.tree.root)
         if grant.head.hash != self.base.hash and ("write" in grant.rights or not self.dirty):
             # Without the right to write, what was changed here can neither be merged nor published. It stays
             # as it is, and the share where it was, until the right is given again; `stuck` says so.
@@ -309,9 +318,14 @@ class Share(Access):
     @property
     def dirty(self) -> bool:
         """Whether anything waits to be committed or published, or is just being so."""
-        if self._outbox.pending is not None or self._outbox.unsettled is not None or self._committing:
+        if self._outbox.pending is not None or self._outbox.unsettled is not None:
             return True
-        return self.tree is not None and bool(self.tree.dirty)
+        return self.unsaved
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether some of what waits is in memory only, and so would end with this process."""
+        return self._committing or (self.tree is not None and bool(self.tree.dirty))
 
     @property
     def uploading(self) -> tuple[int, int] | None:
@@ -367,21 +381,28 @@ class Share(Access):
             self.stuck = None
             self._succeeded = number
 
-    async def _bring_out(self, right: str) -> Grant:
+    async def _bring_out(self, right: str, *, alone: bool = False) -> Grant:
         """Commit what changed here and publish it on top of what others publish. Holds ``_sending``.
 
         Whoever has more to merge is slower and loses each single race, so only time decides when to give up.
+        With ``alone`` the caller holds ``_cycle`` too, and nothing is committed meanwhile.
         """
         give_up = trio.current_time() + RACE_DEADLINE_S
         while True:
-            async with self._cycle:
+            async with nullcontext() if alone else self._cycle:
                 await self._outbox.settle()
+                if self._unsure:
+                    # Look before anything else is decided. Only here: a lease that lives goes on meanwhile.
+                    if await self._outbox.recognize(self._outbox.next_version):
+                        self._is_out()
+                        self._tick = -1
+                    self._unsure = False
                 grant = await self._catch_up(await self._renew())
                 grant.require(right)
                 await self._commit_locally(grant)
                 await self._drop_superseded(grant)
                 commit = self._outbox.pending
-            if commit is None or await self._publish(commit):
+            if commit is None or await self._publish(commit, alone=alone):
                 self._is_out()
                 return grant
             if trio.current_time() > give_up:
@@ -408,6 +429,7 @@ class Share(Access):
             # A full disk is a clean no; after another error the database may hold the commit all the same.
             full = isinstance(error, MeshkitError) and error.code == "no_space"
             thaw(tree, frozen, named=recording and not full)
+            self._pace.changed()
             raise
         else:
             tree.sealer.error = None
@@ -422,7 +444,10 @@ class Share(Access):
         assert self.tree is not None
         try:
             await self._outbox.drop_superseded(
-                grant, self.tree.nameless_digests(), stuck=self.stuck is not None
+                grant,
+                self.tree.nameless_digests(),
+                self.tree.nameless_entries(),
+                stuck=self.stuck is not None,
             )
         except MeshkitError as error:
             _log.info("share %r: superseded blocks stay: %s (%s)", self, error.code, error.detail)
@@ -433,27 +458,27 @@ class Share(Access):
             node.release_content()
         self.tree.evict(node)
 
-    async def _publish(self, commit: LocalCommit) -> bool:
-        """Upload and publish a local commit; False if somebody else was faster. Holds ``_sending``."""
+    async def _publish(self, commit: LocalCommit, *, alone: bool) -> bool:
+        """Upload and publish a local commit; False if somebody else was faster. See `_bring_out`."""
         over = trio.Event()
-        self.services.nursery.start_soon(self._journal_meanwhile, over)
+        if not alone:
+            self.services.nursery.start_soon(self._journal_meanwhile, over)
         try:
             await self._outbox.upload()
-            async with self._cycle:
+            async with nullcontext() if alone else self._cycle:
                 if not await self._outbox.announce(commit):
                     return False
             try:
                 head = await self._outbox.publish(commit)
             except MeshkitError:
-                # It may be public all the same: look before anything else is decided.
-                self._tick = -1
+                self._unsure = True
                 raise
         finally:
             over.set()
         if head is None:
             self._tick = -1
             return False
-        async with self._cycle:
+        async with nullcontext() if alone else self._cycle:
             if self._outbox.awaits(commit):
                 await self._outbox.published(commit, head, all_stored=False)
             # A walk since then may have seen an even newer head, which must not be forgotten again.
@@ -465,7 +490,7 @@ class Share(Access):
     def _is_out(self) -> None:
         """After everything was published: nothing waits any more, unless it was changed since."""
         if not self.dirty:
-            self.unsent_since = 0.0
+            self.unsent_since, self.stuck = 0.0, None
 
     async def _journal_meanwhile(self, over: trio.Event) -> None:
         """While an upload takes long, make on this device durable what must not wait for it."""
@@ -484,7 +509,8 @@ class Share(Access):
                         await self.journal()
                     except MeshkitError as error:
                         _log.warning("share %r: not journaled: %s (%s)", self, error.code, error.detail)
-                        await over.wait()  # the cycle after this one meets the error itself
+                        with trio.move_on_after(RETRY_DELAY_S):
+                            await over.wait()  # the cycle after this one meets the error itself
                     except Exception:
                         _log.exception("share %r: journaling failed in a way nobody foresaw", self)
                         await over.wait()
@@ -502,7 +528,9 @@ class Share(Access):
                 try:
                     async with self._cycle:
                         if self._outbox.pending is not None:
-                            continue  # journaled meanwhile; that is published first too
+                            # Journaled meanwhile; that is published first too. Now nothing more is journaled:
+                            # beside a busy writer and a slow store, this would never end.
+                            grant = await self._bring_out("reshare", alone=True)
                         await self._reseal(key, epoch, grants)
                         self._is_out()
                         return
@@ -530,6 +558,8 @@ class Share(Access):
             await trio.to_thread.run_sync(services.spool.sync)
             digests = list(frozen.staged)
             await upload(services, digests)
+            # It may be public although the answer is lost.
+            self._outbox.begin(self._outbox.commit(frozen.root, epoch, version))
             head = signed_head(services, self.row, epoch, version, base.hash, frozen.root)
             await publish(
                 services,

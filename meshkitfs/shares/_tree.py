@@ -104,6 +104,14 @@ class Tree:
             for digest in node.content.table.digests()
         }
 
+    def nameless_entries(self) -> list[Entry]:
+        """Return the entries of such files: what the segments that are not loaded refer to stands there."""
+        return [
+            node.entry
+            for node in self._nameless
+            if node.entry is not None and node.content is not None and node.content.table.index
+        ]
+
     def node_of(self, parent: DirNode, name: bytes) -> Node:
         """Return the node of a name in a loaded directory, making it if it is the first lookup."""
         assert parent.children is not None

@@ -21,7 +21,18 @@ from meshkitfs.core.pages import PageRef
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 
-__all__ = ["DATA", "FAULTS", "INDEX", "MANIFEST", "PAGE", "Names", "Piece", "Walk", "root_piece"]
+__all__ = [
+    "DATA",
+    "FAULTS",
+    "INDEX",
+    "MANIFEST",
+    "PAGE",
+    "Names",
+    "Piece",
+    "Walk",
+    "file_piece",
+    "root_piece",
+]
 
 MANIFEST: Final = "manifest"
 PAGE: Final = "page"
@@ -74,6 +85,14 @@ def root_piece(oid: bytes, root: bytes, epoch: int, version: int) -> Piece:
     return Piece(
         root, MANIFEST, Where.manifest(oid, epoch, version), b"", 0, epoch=epoch, version=version,
         below=partial(_object, oid, epoch, version, None, None),
+    )  # fmt: skip
+
+
+def file_piece(entry: Entry) -> Piece:
+    """Return the manifest of a file by its ``entry``, wherever that stands."""
+    return Piece(
+        entry.ref[:32], MANIFEST, Where.manifest(entry.oid, entry.epoch, entry.ver), b"", 0, entry.ref,
+        below=partial(_object, entry.oid, entry.epoch, entry.ver, FILE, entry.size),
     )  # fmt: skip
 
 

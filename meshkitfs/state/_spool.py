@@ -67,12 +67,17 @@ class Spool:
         return len(block.data)
 
     def read(self, digest: bytes) -> VerifiedBlock:
-        """Return a spooled block. Raises ``cid_mismatch``; ``block_unavailable`` if it is not here."""
+        """Return a spooled block.
+
+        Raises ``cid_mismatch``; ``block_unavailable`` if it is not here; ``state_corrupt`` if its disk fails.
+        """
         try:
             with open(self.path(digest), "rb", buffering=0) as file:
                 return VerifiedBlock.check(digest, file.readall())
         except FileNotFoundError as error:
             raise MeshkitError("block_unavailable", f"{digest.hex()[:16]}… is not in the spool") from error
+        except OSError as error:
+            raise _classified(error) from error
 
     def written(self, digest: bytes) -> float:
         """Return when a block was written (UNIX seconds), 0 if it is not here."""

@@ -178,16 +178,21 @@ class Files(Finder):
                     # on this handle are not appends: they bring pages that were changed through a mapping.
                     offset = content.size
                     self.invalidations.put(ForgetInode(node.ino))
-                await content.write(grant, offset, data)
-            node.mode &= ~0o6000
-            tree.touch(node, content=True)
-        handle.wrote = True
+                revision = content.revision
+                try:
+                    await content.write(grant, offset, data)
+                finally:
+                    # Also what was written before a block could not be read: it is seen, so it is kept.
+                    if content.revision != revision:
+                        node.mode &= ~0o6000
+                        tree.touch(node, content=True)
+                        handle.wrote = True
         return len(data)
 
     async def _make_room(self, share: AnyShare) -> None:
         """Wait until more may be written; end waiting if sealing fails (a full disk).
 
-        Raises ``no_space`` if as much as may be waits for a provider that takes nothing now.
+        Raises ``no_space`` if as much as may be waits here, and nothing that is under way will make room.
         """
         budget = share.services.budget
         if budget.stuck:
@@ -195,20 +200,21 @@ class Files(Finder):
                 if other.tree is not None:
                     other.tree.spill()
 
-        def hopeless() -> MeshkitError | None:
-            if not budget.spool_full:
-                return None
-            waiting = [other.stuck for other in self.book.shares.values() if other.dirty]
-            # As long as one of them goes out, there will be room.
-            return waiting[0] if waiting and None not in waiting else None
+        def waiting() -> list[MeshkitError | None]:
+            return [other.stuck for other in self.book.shares.values() if other.dirty]
 
-        await budget.room(
-            lambda: share.tree is None or share.tree.sealer.error is not None or hopeless() is not None
-        )
-        reason = hopeless()
-        if reason is not None:
-            detail = f"{budget.spool_limit} bytes wait here to be sent, and may be no more: {reason.code}"
-            raise MeshkitError("no_space", detail)
+        def hopeless() -> bool:
+            # A share that can be published makes room, whatever keeps others from it.
+            return budget.spool_full and not budget.working and None not in waiting()
+
+        await budget.room(lambda: share.tree is None or share.tree.sealer.error is not None or hopeless())
+        if hopeless():
+            codes = sorted({reason.code for reason in waiting() if reason is not None})
+            # Nothing to publish: they are those of files that were removed and are still open.
+            why = ", ".join(codes) or "files without a name hold them"
+            raise MeshkitError(
+                "no_space", f"{budget.spool_limit} bytes are spooled, and may be no more: {why}"
+            )
 
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]

@@ -169,6 +169,9 @@ class Finder:
                 raise posix(errno.ESTALE)
             if isinstance(node, DirNode) and not tree.is_named(node):
                 raise posix(errno.ENOENT)
+            if not tree.is_named(node) and not tree.removed_here(node):
+                # Removed or replaced by somebody else: what is written to it now nobody would ever find.
+                raise posix(errno.ESTALE)
 
     def _hand_out(self, share: AnyShare, node: Node) -> Attr:
         self._shares[node.ino] = share
