@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-test mount umount test test-long lint format bench clean \
-	packages packages-test packages-bench
+	packages packages-test packages-bench test-servers
 
 help:
 	@echo 'make mount      install what is missing, create an identity and a first share, mount at ~/MeshKit'
@@ -76,7 +76,12 @@ packages-bench: packages
 
 install: $(VENV)/.installed
 
-install-test: packages-test $(VENV)/.installed-test
+install-test: packages-test $(VENV)/.installed-test test-servers
+
+# Real servers for the tests of byte providers; about a minute, once. Without a network the tests that need them
+# are skipped, and say so.
+test-servers: $(VENV)/.installed-test
+	@$(BIN)/python tests/servers/install.py $(VENV)/servers
 
 $(VENV)/.installed: pyproject.toml
 	@$(MAKE) --no-print-directory packages

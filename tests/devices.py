@@ -25,7 +25,7 @@ from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.service import initialize
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
-from meshkitfs.providers import _durable
+from meshkitfs.providers import ProviderSpec, _durable
 from meshkitfs.shares import Terms
 from meshkitfs.state import Spool
 from meshkitfs.vfs import ControlFiles, MeshFilesystem
@@ -192,7 +192,7 @@ Session._close = _close_unless_crashed
 class Device:
     """One home with its session and filesystem."""
 
-    def __init__(self, world, root, name, beside=None):
+    def __init__(self, world, root, name, beside=None, provider=None):
         self.world = world
         self.root = Path(root)
         self.name = name
@@ -207,7 +207,7 @@ class Device:
                 initialize,
                 self.home,
                 name,
-                f"local:{self.blocks}",
+                provider or ProviderSpec.local(self.blocks),
                 str(self.metadata),
                 "plain-file",
                 None,

@@ -29,7 +29,7 @@ from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Head, Roster, Timestamp
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import Metadata, Publication, ShareState
-from meshkitfs.providers import ByteStore, Counters, Usage
+from meshkitfs.providers import ByteStore, Capabilities, Counters, Source, Usage
 
 R = TypeVar("R", bound=Record)
 
@@ -211,8 +211,14 @@ class EvilStore:
     def usage(self) -> Usage:
         return self.inner.usage()
 
-    def close(self) -> None:
-        self.inner.close()
+    async def probe(self) -> Capabilities:
+        return await self.inner.probe()
+
+    def sources(self) -> list[Source]:
+        return self.inner.sources()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
 
     def _takes(self, method: str, digest: bytes) -> bool:
         self.log.append((method, digest))

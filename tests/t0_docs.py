@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import importlib
 import re
@@ -16,6 +17,7 @@ from meshkitfs.cli import _parser
 from meshkitfs.daemon import config
 from meshkitfs.errors import TABLE
 from meshkitfs.gate import Trace
+from meshkitfs.providers import _options, _spec
 from meshkitfs.vfs import _xattrs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +90,23 @@ def test_the_example_configuration_is_valid(tmp_path):
     (example,) = re.findall(r"```json\n(.*?)```", text_of("docs/operations.md"), flags=re.DOTALL)
     read = config.loads(example.encode(), tmp_path)
     assert read.key_vault is not None
-    assert read.provider.store == tmp_path / "blocks"
+    assert read.provider.directories() == [tmp_path / "blocks"]
+
+
+def test_the_other_examples_are_valid_too(tmp_path):
+    examples = re.findall(r"```jsonc\n(.*?)```", text_of("docs/operations.md"), flags=re.DOTALL)
+    assert examples
+    for example in examples:
+        config.loads(example.encode(), tmp_path)
+
+
+def test_every_field_of_a_byte_store_is_listed():
+    text = text_of("docs/operations.md").partition("## Byte stores")[2].partition("\n## ")[0]
+    for kind in _spec.KINDS:
+        assert f"`{kind}`" in text_of("docs/operations.md"), kind
+        for field in dataclasses.fields(_spec._options(kind)):
+            name = _options._json_name(field.name)
+            assert f"`{name}`" in text or f"`provider.{name}`" in text_of("docs/operations.md"), (kind, name)
 
 
 def test_constants_have_the_value_that_is_written_down():

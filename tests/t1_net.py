@@ -6,6 +6,7 @@ The servers are real sockets on loopback that say, byte for byte, what a test ha
 import contextlib
 import email.utils
 import itertools
+import socket
 import ssl
 import time
 from functools import partial
@@ -138,6 +139,44 @@ def test_no_more_at_a_time_than_allowed():
 
     talk(server, work, limits=Limits(deadline_s=10, concurrency=3))
     assert server.most_busy == 3
+
+
+def test_waiting_for_a_turn_is_not_the_servers_slowness():
+    async def slow(stream):
+        await trio.sleep(0.2)
+        await stream.send_all(OK)
+
+    server = Server(slow)
+
+    async def work(endpoint):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(partial(endpoint.request, "GET", "/"))
+        return endpoint.failures
+
+    # One after the other they take a second, of which the last one waits 0.8 s for its turn.
+    assert talk(server, work, limits=Limits(deadline_s=0.6, tries=1, concurrency=1)) == 0
+    assert len(server.requests) == 5
+
+
+def test_a_subdomain_of_the_server(monkeypatch):
+    real = socket.getaddrinfo
+
+    def resolve(host, *args, **kwargs):
+        name = host if isinstance(host, str) else host.decode()
+        return real("127.0.0.1" if name.endswith("localhost") else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    server = Server(OK)
+
+    async def work(endpoint):
+        there = Endpoint(f"http://localhost:{endpoint.url.port}", CODES, auth=BearerAuth(Secret("t")))
+        await there.request("GET", "/", subdomain="bafk.ipfs")
+        await there.aclose()
+
+    talk(server, work)
+    assert b"Host: bafk.ipfs.localhost:" in server.requests[0]
+    assert b"Authorization: Bearer t" in server.requests[0]
 
 
 # -- answers that are none ------------------------------------------------------------------------------------

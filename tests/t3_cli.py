@@ -96,7 +96,7 @@ def test_every_command_of_the_interface_is_there():
         "share accept-rollback",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
-        "prune", "gc", "verify", "repair",
+        "prune", "gc", "verify", "repair", "providers test",
     }  # fmt: skip
 
 

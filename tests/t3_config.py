@@ -20,6 +20,7 @@ from meshkitfs import keyvault
 from meshkitfs.daemon import config, logs
 from meshkitfs.daemon.home import Home
 from meshkitfs.errors import MeshkitError
+from meshkitfs.providers import ProviderSpec
 
 BASE = Path("/srv/home")
 
@@ -30,8 +31,7 @@ def check(value, base=BASE):
 
 def test_a_minimal_file_is_the_embedded_default():
     settings = check({"version": 1})
-    assert settings.provider.store == BASE / "blocks"
-    assert settings.provider.spec == "local:/srv/home/blocks"
+    assert settings.provider == ProviderSpec.local(BASE / "blocks")
     assert settings.metadata.path == BASE / "metadata.db"
     assert settings.identity == "self"
     assert settings.key_vault is None
@@ -52,7 +52,7 @@ def test_every_field_is_read():
     )
     assert settings.app_id == "mk_production_app"
     assert settings.identity == "alice"
-    assert settings.provider.store == Path("/mnt/blocks")
+    assert settings.provider == ProviderSpec.local(Path("/mnt/blocks"))
     assert settings.metadata.path == Path("/srv/team/metadata.db")
     assert settings.key_vault is not None
     assert settings.key_vault.type == "passphrase-file"
@@ -79,7 +79,7 @@ def test_every_field_is_read():
         ({"version": 1, "provider": {"type": "local"}}, "(did you mean 'local-dev'?)"),
         (
             {"version": 1, "provider": {"type": "ipfs-http"}},
-            "'ipfs-http' is not implemented yet; use 'local-dev'",
+            "'ipfs-http' is not implemented yet; use 'local-dev' or 's3' or",
         ),
         ({"version": 1, "provider": {"type": "local-dev", "stor": "x"}}, "did you mean 'store'?"),
         (
@@ -164,7 +164,7 @@ def test_loading_names_the_file(tmp_path):
 def test_saved_is_private_whole_and_never_overwritten(tmp_path):
     path = tmp_path / "meshkit.config.json"
     settings = config.Config(
-        provider=config.ProviderConfig(tmp_path / "blocks"),
+        provider=ProviderSpec.local(tmp_path / "blocks"),
         metadata=config.MetadataConfig(Path("/srv/Müller/metadata.db")),
         key_vault=config.KeyVaultConfig("plain-file"),
         identity="bob",
@@ -195,7 +195,7 @@ def test_a_file_written_before_init_is_kept_if_it_fits(tmp_path):
     config.save(path, chosen)
     assert path.read_text() == text
     with pytest.raises(MeshkitError) as caught:
-        config.save(path, replace(chosen, provider=config.ProviderConfig(tmp_path / "other")))
+        config.save(path, replace(chosen, provider=ProviderSpec.local(tmp_path / "other")))
     assert caught.value.code == "already_initialized"
     path.write_text("{")
     with pytest.raises(MeshkitError) as caught:

@@ -15,7 +15,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..daemon import client, config
@@ -26,10 +28,14 @@ from ._context import Context
 from ._mounting import daemon_info
 from ._output import printable, size, table
 
+if TYPE_CHECKING:
+    from ..providers import ProviderSpec
+
 __all__ = ["Check", "doctor"]
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _MINIMUM = (3, 11)
+_ENDPOINT_S = 20.0
 _LOW_SPACE = 256 * 1024 * 1024
 
 
@@ -162,10 +168,7 @@ def _stores(context: Context) -> Iterator[Check]:
         settings = config.load(context.home.config_path)
     except MeshkitError:
         return  # told by the check of the home
-    store = settings.provider.store
-    yield _reachable("byte store", store, store.is_dir(), os.R_OK | os.W_OK | os.X_OK)
-    if store.is_dir():
-        yield _space("byte store space", store)
+    yield from _byte_store(settings.provider)
     path = settings.metadata.path
     yield _reachable("metadata store", path, path.is_file(), os.R_OK | os.W_OK)
     if path.is_file() and not os.access(path.parent, os.W_OK):
@@ -173,6 +176,25 @@ def _stores(context: Context) -> Iterator[Check]:
         yield Check(
             "metadata directory", FAIL, f"{path.parent} is not writable", "Its group needs write access."
         )
+
+
+def _byte_store(spec: ProviderSpec) -> Iterator[Check]:
+    from ..daemon.client import run_async
+    from ..providers import LocalOptions, examine
+
+    if isinstance(spec.options, LocalOptions):
+        store = spec.options.store
+        yield _reachable("byte store", store, store.is_dir(), os.R_OK | os.W_OK | os.X_OK)
+        if store.is_dir():
+            yield _space("byte store space", store)
+        return
+    found = run_async(partial(examine, spec, write=False, deadline_s=_ENDPOINT_S))
+    error = next((step.error for step in found.steps if step.error is not None), None)
+    if error is None:
+        yield Check("byte store", OK, f"{found.name} answers in {found.steps[-1].ms:.0f} ms")
+    else:
+        remedy = f"{error.remedy} 'meshkitfs providers test' tries every step."
+        yield Check("byte store", FAIL, f"{found.name}: {error.detail or error.reason.sentence}", remedy)
 
 
 def _daemon(context: Context) -> Iterator[Check]:

@@ -6,11 +6,15 @@ import argparse
 import os
 import pwd
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..daemon import client, config, logs
 from ..errors import MeshkitError
 from ._context import Context
 from ._output import fields, printable
+
+if TYPE_CHECKING:
+    from ..providers import ProviderSpec
 
 __all__ = ["create_identity", "init"]
 
@@ -80,12 +84,12 @@ def _existing_settings(context: Context) -> config.Config | None:
     return config.load(context.home.config_path)
 
 
-def _provider(context: Context, text: str | None, given: config.Config | None) -> str:
-    if text is None:
-        return given.provider.spec if given else f"local:{context.home.blocks_dir}"
-    kind, colon, place = text.partition(":")
-    # The path is the caller's, so it is seen from here; what kinds there are, the service knows.
-    return f"{kind}:{_absolute(place)}" if colon and place else text
+def _provider(context: Context, text: str | None, given: config.Config | None) -> ProviderSpec:
+    from ..providers import ProviderSpec, parse_provider
+
+    if text is not None:
+        return parse_provider(text)
+    return given.provider if given else ProviderSpec.local(context.home.blocks_dir)
 
 
 def _metadata(context: Context, text: str | None, given: config.Config | None) -> str:

@@ -12,6 +12,7 @@ from ..errors import TABLE, MeshkitError, exit_code_for
 from ._context import Context
 from ._mounting import mount_points
 from ._output import ago, fields, printable, size, table
+from ._providers import source_lines
 from ._shares import SHARE_HEADINGS, share_rows
 from ._targets import share_path
 
@@ -30,6 +31,7 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             ("home", context.home.root),
             ("mounted at", data.get("mountpoint") or "(not mounted)"),
             ("daemon", f"process {data['pid']}" if data.get("mountpoint") and data.get("pid") else None),
+            ("byte store", data.get("provider")),
             ("unsent", _unsent(pending)),
             ("oldest unsent", ago(min(since)) if (since := _since(data)) else None),
             ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
@@ -40,6 +42,7 @@ def status(context: Context, _args: argparse.Namespace) -> int:
     left = data.get("left") or []
     if left:
         lines += ["", *left_lines(left)]
+    lines += source_lines(data.get("sources") or [])
     errors = data.get("errors") or []
     if errors:
         lines += ["", "Recent refusals and faults ('meshkitfs explain PATH' says more):"]

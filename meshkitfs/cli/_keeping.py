@@ -110,27 +110,29 @@ def repair(context: Context, args: argparse.Namespace) -> int:
 def _verify_store(context: Context, args: argparse.Namespace) -> int:
     """Check a store by itself: needs no home, no identity and no daemon."""
     from ..daemon.client import run_async
-    from ..providers import LocalStore, Scrubbed, open_provider, parse_provider, scrub
+    from ..providers import Listable, Scrubbed, open_provider, parse_provider, scrub
 
     if args.shares or args.resume or args.versions != "all":
         raise MeshkitError("invalid_argument", "--store verifies a whole store: no shares, no versions")
     cursor = Path(args.cursor).absolute() if args.cursor else None
-    store = open_provider(parse_provider(args.store))
-    if not isinstance(store, LocalStore):
-        raise MeshkitError("not_supported", f"{store.name} cannot be listed")
-
+    spec = parse_provider(args.store)
     with ProgressLine(enabled=context.out.interactive) as progress:
 
-        async def work() -> Scrubbed:
-            return await scrub(store, cursor, progress.update)
+        async def work() -> tuple[str, Scrubbed]:
+            store = await open_provider(spec)
+            try:
+                if not isinstance(store, Listable):
+                    raise MeshkitError("not_supported", f"{store.name} cannot be listed")
+                return store.name, await scrub(store, cursor, progress.update)
+            finally:
+                await store.aclose()
 
-        found = run_async(work)
-    store.close()
+        name, found = run_async(work)
     data = {
-        "store": store.name, "blocks": found.blocks, "resumed": found.resumed, "foreign": found.foreign,
+        "store": name, "blocks": found.blocks, "resumed": found.resumed, "foreign": found.foreign,
         "broken": [{"cid": cid, "code": code} for cid, code in sorted(found.broken.items())],
     }  # fmt: skip
-    lines = [f"{printable(store.name)}: {found.blocks} blocks, {_verdict(found.broken)}"]
+    lines = [f"{printable(name)}: {found.blocks} blocks, {_verdict(found.broken)}"]
     lines += [f"  {cid}  {code}" for cid, code in sorted(found.broken.items())]
     lines += [f"  not a block, left alone: {printable(path)}" for path in found.foreign]
     context.out.result(data, lines)
@@ -147,7 +149,9 @@ def _share(context: Context, text: str) -> str:
 def _absolute(spec: str) -> str:
     """Return a store's name that means the same in the daemon's working directory."""
     kind, colon, place = spec.partition(":")
-    return f"{kind}:{Path(place).expanduser().absolute()}" if colon and place else spec
+    if kind not in ("local", "local-dev") or not colon or not place:
+        return spec
+    return f"{kind}:{Path(place).expanduser().absolute()}"
 
 
 def _extent(item: Mapping[str, Any]) -> str:

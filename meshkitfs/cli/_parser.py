@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 from .. import __version__
 from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
-from . import _doctor, _history, _init, _inspect, _mounting, _people, _shares
+from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers, _shares
 from ._context import Context
 from ._keeping_grammar import keeping_commands
 
@@ -146,7 +146,12 @@ def _setup_commands(add: _Adder) -> None:
 
 
 def _store_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", metavar="local:DIR", help="the byte store (default: HOME/blocks)")
+    parser.add_argument(
+        "--provider",
+        metavar="SPEC",
+        help="the byte store: local:DIR, s3:https://HOST/BUCKET[/PREFIX]; others are written into the "
+        "configuration file first (default: local:HOME/blocks)",
+    )
     parser.add_argument("--metadata", metavar="FILE", help="the metadata store (default: HOME/metadata.db)")
     parser.add_argument(
         "--key-vault",
@@ -365,6 +370,16 @@ def _look_commands(add: _Adder) -> None:
     doctor.add_argument(
         "--reset-clock", action="store_true", help="the clock was wrong before; it is right now"
     )
+    providers = add.group("providers", "the byte store that this home uses")
+    test = providers.command(
+        "test",
+        _providers.test,
+        "try the byte store out, and say what is wrong with it",
+        "Store a probe block at the byte store of this home, or of SPEC, read it, delete it, and see what\n"
+        "else the store can do. Needs no passphrase and no mount.",
+        "meshkitfs providers test s3:https://s3.example.org/team-blocks",
+    )
+    test.add_argument("spec", metavar="SPEC", nargs="?", help="(default: as configured)")
     add.command("version", _inspect.version, "print the version")
 
 

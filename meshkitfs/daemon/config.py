@@ -17,9 +17,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import MeshkitError
+
+if TYPE_CHECKING:
+    from ..providers import ProviderSpec
 
 __all__ = [
     "FSYNC",
@@ -29,7 +32,6 @@ __all__ = [
     "MetadataConfig",
     "MountConfig",
     "MountOptions",
-    "ProviderConfig",
     "WritingConfig",
     "default_mount_point",
     "load",
@@ -41,8 +43,6 @@ VERSION: Final = 1
 DEFAULT_IDENTITY: Final = "self"  # MeshKit's
 MAX_BYTES: Final = 64 * 1024
 KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
-# Names MeshKit documents; a person who writes one deserves to hear "not yet", not "unknown".
-_MESHKIT_PROVIDERS: Final = ("ipfs-http", "ipfs-cluster", "gateway-retrieval", "pinning-service", "fallback")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
     *("metadata", "keyVault", "mount", "writing"),  # ours
@@ -57,19 +57,6 @@ _PERSISTENCE: Final = ("filecoin-http",)
 def default_mount_point() -> Path:
     """Return where a home is mounted when nobody says otherwise: ``~/MeshKit``."""
     return Path(os.path.expanduser("~")) / "MeshKit"
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderConfig:
-    """The byte store. ``store`` is an absolute directory; ``local-dev`` is the only type yet."""
-
-    store: Path
-    type: str = "local-dev"
-
-    @property
-    def spec(self) -> str:
-        """The same in the form of the ``--provider`` option."""
-        return f"local:{self.store}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +111,7 @@ class MountOptions:
 class Config:
     """A checked configuration. All paths in it are absolute."""
 
-    provider: ProviderConfig
+    provider: ProviderSpec
     metadata: MetadataConfig
     key_vault: KeyVaultConfig | None = None
     identity: str = DEFAULT_IDENTITY
@@ -138,7 +125,7 @@ class Config:
         if self.app_id is not None:
             result["appId"] = self.app_id
         result["identity"] = self.identity
-        result["provider"] = {"type": self.provider.type, "store": _relative(self.provider.store, base)}
+        result["provider"] = self.provider.to_config(base)
         result["metadata"] = {"type": self.metadata.type, "path": _relative(self.metadata.path, base)}
         if self.key_vault is not None:
             result["keyVault"] = {"type": self.key_vault.type}
@@ -248,9 +235,10 @@ class _Reader:
         self._planned(top, "persistence", _PERSISTENCE)
         app_id = self._text(top, "appId")
         identity = self._text(top, "identity")
+        metadata = self._metadata(top.get("metadata", {"type": "embedded"}))
         return Config(
-            provider=self._provider(top.get("provider", {"type": "local-dev"})),
-            metadata=self._metadata(top.get("metadata", {"type": "embedded"})),
+            provider=self._provider(top.get("provider", {"type": "local-dev"}), metadata),
+            metadata=metadata,
             key_vault=self._key_vault(top["keyVault"]) if "keyVault" in top else None,
             identity=identity if identity is not None else DEFAULT_IDENTITY,
             app_id=app_id,
@@ -258,10 +246,21 @@ class _Reader:
             writing=self._writing(top.get("writing", {})),
         )
 
-    def _provider(self, value: Any) -> ProviderConfig:
-        kind = self._type(value, "provider", ("local-dev",), planned=_MESHKIT_PROVIDERS)
-        item = self._object(value, "provider", ("type", "store"))
-        return ProviderConfig(self._path(item, "provider.store", "blocks"), kind)
+    def _provider(self, value: Any, metadata: MetadataConfig) -> ProviderSpec:
+        # Loaded here: commands that a running daemon answers read no configuration, and start quickly.
+        from ..providers import ProviderSpec
+
+        try:
+            spec = ProviderSpec.from_config(value, self._base)
+        except MeshkitError as error:
+            raise MeshkitError(error.code, f"{self._source}: {error.detail}") from None
+        for address in spec.boundaries():
+            # Blocks and what is known of them belong together: read from the same boundary that wrote.
+            self._fail(
+                "provider.metadataApiUrl",
+                f"is {address}, and the metadata of this home is {metadata.type}; they must be the same",
+            )
+        return spec
 
     def _metadata(self, value: Any) -> MetadataConfig:
         kind = self._type(value, "metadata", ("embedded",), planned=("http",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -151,6 +152,7 @@ def status(session: Session) -> dict[str, Any]:
         "pid": os.getpid(),
         "key_vault": session.vault_report.as_dict() if session.vault_report is not None else None,
         "provider": session.store.name,
+        "sources": [asdict(source) for source in session.store.sources()],
         "shares": [share(item) for _, item in sorted(session.book.shares.items())],
         "pending": pending(session),
         "fsync": "published" if session.services.fsync_publishes else "journal",

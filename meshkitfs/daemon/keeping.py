@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from meshkitfs.core.cid import cid_text
@@ -90,13 +91,14 @@ class Keeping:
 
     async def _repair(self, progress: Progress, share: str, sources: list[str]) -> dict[str, Any]:
         found = self._session.book.find(share)
-        stores = [open_provider(parse_provider(source)) for source in sources]
-        try:
+        async with AsyncExitStack() as stack:
+            stores = []
+            for source in sources:
+                store = await open_provider(parse_provider(source))
+                stack.push_async_callback(store.aclose)
+                stores.append(store)
             async with found.upkeep:
                 done = await repair(found, stores, progress)
-        finally:
-            for store in stores:
-                store.close()
         return {
             "share": found.name,
             "repaired": done.repaired,

@@ -30,7 +30,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Trace
 from meshkitfs.identity import create_identity, publish, report, save_identity, standing, to_text
 from meshkitfs.metadata import EmbeddedMetadata
-from meshkitfs.providers import open_provider, parse_provider
+from meshkitfs.providers import ProviderSpec, open_provider
 from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, reencrypt
 from meshkitfs.state import State
 
@@ -362,7 +362,7 @@ def _rights(names: list[str]) -> tuple[str, ...]:
 async def initialize(
     home: Home,
     handle: str,
-    provider: str,
+    provider: ProviderSpec,
     metadata: str,
     key_vault: str | None,
     passphrase: keyvault.Passphrase | None,
@@ -378,9 +378,8 @@ async def initialize(
         raise MeshkitError("already_initialized", str(home.root))
     now = int(time.time())
     identity = create_identity(handle, now)
-    spec = parse_provider(provider)
     vault = keyvault.choose(key_vault, home.root, passphrase)
-    open_provider(spec, create=True).close()
+    await (await open_provider(provider, create=True)).aclose()
     if not await trio.Path(metadata).exists():
         EmbeddedMetadata.create(metadata).close()
     directory = EmbeddedMetadata(metadata)
@@ -393,7 +392,7 @@ async def initialize(
             key = keyvault.derive_key(secret, "mk/state-db@1")
             State.open(home.state_db, key, create=True).close()
             chosen = configuration.Config(
-                provider=configuration.ProviderConfig(store=spec.store),
+                provider=provider,
                 metadata=configuration.MetadataConfig(path=Path(metadata)),
                 key_vault=configuration.KeyVaultConfig(type=vault.kind),
                 identity=handle,

@@ -31,7 +31,7 @@ from meshkitfs.identity import (
     standing,
 )
 from meshkitfs.metadata import EmbeddedMetadata, Metadata
-from meshkitfs.providers import ByteStore, open_provider, parse_provider
+from meshkitfs.providers import ByteStore, open_provider
 from meshkitfs.shares import (
     SPOOL_LIMIT,
     AccessChanged,
@@ -60,6 +60,7 @@ INCIDENTS: Final = 200
 # The least that may wait for the provider where the disk is nearly full (bytes).
 SPOOL_FLOOR: Final = 256 << 20
 CLOSE_DEADLINE_S: Final = 120
+STORE_CLOSE_S: Final = 5
 # How often a share with unsent changes of an earlier run is tried to be opened, while a store is away.
 TAKE_UP_AGAIN_S: Final = 5.0
 
@@ -117,8 +118,8 @@ class Session:
             key = keyvault.derive_key(secret, "mk/state-db@1")
             state = await trio.to_thread.run_sync(State.open, home.state_db, key)
             stack.callback(state.close)
-            store = open_provider(parse_provider(settings.provider.spec), absent=absent)
-            stack.callback(store.close)
+            store = await open_provider(settings.provider, absent=absent)
+            stack.push_async_callback(_close_store, store)
             metadata = EmbeddedMetadata(settings.metadata.path)
             stack.callback(metadata.close)
             spool = await trio.to_thread.run_sync(_spool, home, state)
@@ -280,6 +281,12 @@ class Session:
             # Keys are in ordinary process memory; nothing locks it against swapping yet.
             "locked_memory": False,
         }
+
+
+async def _close_store(store: ByteStore) -> None:
+    """Close the connections, also while being cancelled; an unwilling server does not hold it up."""
+    with trio.move_on_after(STORE_CLOSE_S, shield=True):
+        await store.aclose()
 
 
 def _vault(

@@ -104,16 +104,20 @@ class Endpoint:
         cap: int | None = None,
         idempotent: bool | None = None,
         deadline_s: float | None = None,
+        subdomain: str = "",
     ) -> Reply:
         """Send a request and return its answer, whole.
 
-        ``path`` is below the base URL; ``accept`` are the statuses that the caller wants to see, every other
-        one raises the ``refused`` code. ``cap`` and ``deadline_s`` (for each try) take the place of the
+        ``path`` is below the base URL, at its host or at a ``subdomain`` of it; ``accept`` are the statuses
+        that the caller wants to see, every other one raises the ``refused`` code. ``cap`` and ``deadline_s``
+        (for each try) take the place of the
         limits'. ``idempotent`` says that it may be repeated; by default the method tells.
 
         Raises the ``unreachable`` code when there is no valid answer, after the tries that are allowed.
         """
         url = self.url.copy_with(raw_path=self.url.raw_path.rstrip(b"/") + path.encode("ascii"))
+        if subdomain:
+            url = url.copy_with(host=f"{subdomain}.{self.url.host}")
         repeatable = method in _IDEMPOTENT if idempotent is None else idempotent
         tries = self.limits.tries if repeatable else 1
         fields = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **(headers or {})}
@@ -153,8 +157,9 @@ class Endpoint:
                 f"did not answer {self._breaker.failures} times in a row, asked again in {pause:.0f} s"
             )
         try:
-            with trio.fail_after(deadline_s):
-                async with self._limiter:
+            # Waiting for one's turn is not the server's slowness.
+            async with self._limiter:
+                with trio.fail_after(deadline_s):
                     reply = await self._exchange(request, cap)
         except trio.TooSlowError:
             self._breaker.failed()
@@ -172,8 +177,9 @@ class Endpoint:
         return reply
 
     async def _exchange(self, request: httpx.Request, cap: int) -> Reply:
+        asked = request.url
         for _ in range(self._redirects + 1):
-            home = request.url.netloc == self.url.netloc and request.url.scheme == self.url.scheme
+            home = request.url.netloc == asked.netloc and request.url.scheme == asked.scheme
             response = await self._client.send(request, stream=True, auth=self._auth if home else None)
             try:
                 if response.status_code not in _REDIRECTS:

@@ -6,14 +6,16 @@ the rest of the program only as a `VerifiedBlock`, which exists only if the byte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from meshkitfs.core.blocks import SealedBlock, VerifiedBlock
+from meshkitfs.errors import MeshkitError
 
-__all__ = ["ByteStore", "Counters", "Usage"]
+__all__ = ["ByteStore", "Capabilities", "Counters", "Source", "Usage"]
 
 
 class Usage(NamedTuple):
@@ -38,13 +40,56 @@ class Counters:
     bytes_out: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store was found to be able to do. None: not asked yet. Nothing is assumed from a name.
+
+    ``conditional_put``: a PUT that must not replace anything is really refused when there is something.
+    ``multi_delete``: many blocks can be deleted with one request. ``listing``: blocks can be listed.
+    """
+
+    conditional_put: bool | None = None
+    multi_delete: bool | None = None
+    listing: bool | None = None
+
+
+@dataclass(slots=True)
+class Source:
+    """A place blocks are read from: how many it served, how often it failed to answer, how many answers were
+    thrown away because they were not the block asked for, and why it is not asked any more ("" if it is).
+    """
+
+    name: str
+    served: int = 0
+    failed: int = 0
+    wrong: int = 0
+    barred: str = ""
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Count how asking for one block goes. That it does not have the block is a proper answer."""
+        try:
+            yield
+        except MeshkitError as error:
+            self.note(error)
+            raise
+        self.served += 1
+
+    def note(self, error: MeshkitError) -> None:
+        """Count a failure."""
+        if error.code == "cid_mismatch":
+            self.wrong += 1
+        elif error.code != "block_unavailable":
+            self.failed += 1
+
+
 @runtime_checkable
 class ByteStore(Protocol):
     """A place for sealed blocks. Digests are the 32 raw bytes of SHA-256 over the sealed bytes.
 
     Every method may raise `MeshkitError`: ``provider_request_failed`` when the store cannot be reached or
-    used, and then nothing is known about the block; ``block_unavailable`` only when the store is there and
-    surely does not have it.
+    used, ``provider_http_error`` when it refuses (credentials, quota, its own failure), and then nothing is
+    known about the block; ``block_unavailable`` only when the store is there and surely does not have it.
     """
 
     @property
@@ -77,7 +122,7 @@ class ByteStore(Protocol):
         """
 
     async def put_files(self, files: Sequence[tuple[bytes, str | Path]]) -> None:
-        """`put_file` for many at once. On an error those before the failing one are stored."""
+        """`put_file` for many at once. On an error those before the failing one are stored, perhaps more."""
 
     async def has(self, digest: bytes) -> bool:
         """Whether the store holds a block of that name; its bytes are not looked at."""
@@ -92,7 +137,7 @@ class ByteStore(Protocol):
         """Forget a block; one that is not there is no error."""
 
     async def delete_many(self, digests: Sequence[bytes]) -> None:
-        """`delete` for many at once, in the order given. On an error those before the failing one are gone.
+        """`delete` for many at once, in any order. On an error each of them may be gone or still there.
 
         Durable only after `sync`.
         """
@@ -103,5 +148,11 @@ class ByteStore(Protocol):
     def usage(self) -> Usage:
         """Room at the store, without waiting on a network (a remote store gives what it last heard)."""
 
-    def close(self) -> None:
-        """Let go of the store's resources. Harmless when repeated."""
+    async def probe(self) -> Capabilities:
+        """Find out what the store can do, by trying it; what was tried leaves nothing behind."""
+
+    def sources(self) -> list[Source]:
+        """The places blocks are read from, in the order they are asked, and what is known of each."""
+
+    async def aclose(self) -> None:
+        """Let go of the store's resources, in the trio run it was opened in. Harmless when repeated."""

@@ -8,21 +8,35 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import trio
 
 from meshkitfs.core.cid import cid_text, parse_cid
 from meshkitfs.errors import MeshkitError
-from meshkitfs.providers.local import LocalStore
+from meshkitfs.providers._api import ByteStore
 
-__all__ = ["Scrubbed", "scrub"]
+__all__ = ["Listable", "Scrubbed", "scrub"]
 
 _BATCH: Final = 64
 _FORM: Final = 1
+
+
+@runtime_checkable
+class Listable(ByteStore, Protocol):
+    """A byte store that can say what it holds."""
+
+    async def count(self) -> int:
+        """How many objects it holds, foreign ones included."""
+
+    def digests(
+        self, after: bytes = b"", foreign: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[bytes]:
+        """Every block it holds, in an order of its own that does not change, beginning behind ``after``."""
+        raise NotImplementedError
 
 
 @dataclass(slots=True)
@@ -37,9 +51,7 @@ class Scrubbed:
     resumed: bool = False
 
 
-async def scrub(
-    store: LocalStore, cursor: Path | None, progress: Callable[[dict[str, Any]], None]
-) -> Scrubbed:
+async def scrub(store: Listable, cursor: Path | None, progress: Callable[[dict[str, Any]], None]) -> Scrubbed:
     """Check every block of ``store`` against its name.
 
     With a ``cursor`` file, how far it came is kept there, a run that was cut off is gone on with, and the
@@ -67,7 +79,7 @@ async def scrub(
     return found
 
 
-async def _check(store: LocalStore, batch: list[bytes], found: Scrubbed) -> None:
+async def _check(store: Listable, batch: list[bytes], found: Scrubbed) -> None:
     """Check some blocks side by side; all or none of them count."""
     results: dict[bytes, str] = {}
     errors: list[MeshkitError] = []
@@ -92,12 +104,12 @@ async def _check(store: LocalStore, batch: list[bytes], found: Scrubbed) -> None
     found.broken |= {cid_text(digest): results[digest] for digest in batch if results.get(digest)}
 
 
-def _load(store: LocalStore, cursor: Path | None) -> tuple[Scrubbed, bytes]:
+def _load(store: Listable, cursor: Path | None) -> tuple[Scrubbed, bytes]:
     if cursor is None:
         return Scrubbed(), b""
     try:
         kept = json.loads(cursor.read_bytes())
-        if kept["form"] != _FORM or kept["store"] != str(store.directory):
+        if kept["form"] != _FORM or kept["store"] != _place(store):
             raise MeshkitError("invalid_argument", f"{cursor} is the cursor of {kept['store']}")
         found = Scrubbed(int(kept["blocks"]), dict(kept["broken"]), list(kept["foreign"]), True)
         return found, parse_cid(kept["after"]) if kept["after"] else b""
@@ -109,16 +121,20 @@ def _load(store: LocalStore, cursor: Path | None) -> tuple[Scrubbed, bytes]:
         raise MeshkitError("invalid_argument", f"{cursor} is no cursor file") from None
 
 
+def _place(store: Listable) -> str:
+    return store.name.removeprefix("local-dev:")
+
+
 def _forget(cursor: Path | None) -> None:
     if cursor is not None:
         cursor.unlink(missing_ok=True)
 
 
-def _save(store: LocalStore, cursor: Path | None, found: Scrubbed, after: bytes) -> None:
+def _save(store: Listable, cursor: Path | None, found: Scrubbed, after: bytes) -> None:
     if cursor is None:
         return
     kept = {
-        "form": _FORM, "store": str(store.directory), "after": cid_text(after) if after else "",
+        "form": _FORM, "store": _place(store), "after": cid_text(after) if after else "",
         "blocks": found.blocks, "broken": found.broken, "foreign": found.foreign,
     }  # fmt: skip
     draft = cursor.with_name(f".{cursor.name}.{secrets.token_hex(4)}")

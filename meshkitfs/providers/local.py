@@ -13,8 +13,9 @@ import secrets
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import trio
 
@@ -22,10 +23,12 @@ from meshkitfs.core.blocks import MAX_SEALED, SealedBlock, VerifiedBlock
 from meshkitfs.core.cid import cid_text, parse_cid
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import _durable, _layout
-from meshkitfs.providers._api import Counters, Usage
+from meshkitfs.providers._api import Capabilities, Counters, Source, Usage
+from meshkitfs.providers._options import PATH, Options, option
 
-__all__ = ["LocalStore"]
+__all__ = ["LocalOptions", "LocalStore"]
 
+DIRECTORY: Final = "blocks"  # below the home, when no other is named
 _THREADS: Final = 8  # reads overlap; hashing keeps every core busy long before this many
 _SINGLE_FSYNCS: Final = 8  # above this many new paths, one sync of the filesystem is cheaper
 # O_NONBLOCK and the regular-file check: a FIFO planted in the store must not hang the reader.
@@ -50,6 +53,7 @@ class LocalStore:
         self.directory = directory
         self.name = f"local-dev:{directory}"
         self.counters = Counters()
+        self._source = Source(self.name)
         self._dir = str(directory)
         self._temporary = f"{self._dir}/{_layout.TEMPORARY}"
         self._lock = threading.Lock()
@@ -110,8 +114,14 @@ class LocalStore:
         self.attach()
         with self._lock:
             self.counters.gets += 1
-        block = VerifiedBlock.check(digest, self._read(digest))
+        try:
+            block = VerifiedBlock.check(digest, self._read(digest))
+        except MeshkitError as error:
+            with self._lock:
+                self._source.note(error)
+            raise
         with self._lock:
+            self._source.served += 1
             self.counters.bytes_in += len(block.data)
         return block
 
@@ -231,7 +241,18 @@ class LocalStore:
             raise _failed("the store cannot be used", error) from None
         return Usage(room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize, room.f_favail)
 
+    async def probe(self) -> Capabilities:
+        """What a directory can do is known."""
+        return Capabilities(conditional_put=True, multi_delete=True, listing=True)
+
+    def sources(self) -> list[Source]:
+        """The directory."""
+        return [self._source]
+
     def close(self) -> None:
+        """Nothing is held open."""
+
+    async def aclose(self) -> None:
         """Nothing is held open."""
 
     # -- in worker threads -----------------------------------------------------------------------------
@@ -451,6 +472,34 @@ class LocalStore:
         except OSError as error:
             raise _failed("the store cannot be used", error) from None
         raise MeshkitError("provider_request_failed", f"there is no block store at {self._dir}")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions(Options):
+    """``{"type": "local-dev", "store": DIR}``: a directory of this machine."""
+
+    local: ClassVar[bool] = True
+    store: Path = option(PATH)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        return {"store": DIRECTORY}
+
+    @classmethod
+    def parse(cls, text: str, base: Path) -> LocalOptions:
+        """``local:DIR``"""
+        return cls.read({"store": text}, "provider", base)
+
+    def directories(self) -> list[Path]:
+        return [self.store]
+
+    async def open(self, *, create: bool) -> LocalStore:
+        """Open the directory. Raises provider_request_failed when it is no store."""
+        return await trio.to_thread.run_sync(lambda: LocalStore.open(self.store, create=create))
+
+    async def open_absent(self) -> LocalStore:
+        """Open the directory, which need not be there."""
+        return await trio.to_thread.run_sync(lambda: LocalStore.open(self.store, absent=True))
 
 
 def _threads() -> trio.CapacityLimiter:
