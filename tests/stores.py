@@ -139,6 +139,18 @@ def fallback(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
         yield Opened(store, plant)
 
 
+# Short, because a block that nobody has is looked for that long.
+LOOKUP_MS = 500
+
+
+@contextlib.contextmanager
+def ipfs_http(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    node = request.getfixturevalue("ipfs_node")
+    config = {"type": "ipfs-http", "ipfsApiUrl": node.url, "lookupMs": LOOKUP_MS}
+    with opened(portal, config, tmp_path) as store:
+        yield Opened(store, node.plant)
+
+
 Entry = Callable[[Portal, Any, Path], contextlib.AbstractContextManager[Opened]]
 # A new provider joins the contract here.
 STORES: dict[str, Entry] = {
@@ -147,4 +159,5 @@ STORES: dict[str, Entry] = {
     "s3-moto": s3_moto,
     "gateway-helia": gateway_helia,
     "fallback": fallback,
+    "ipfs-http": ipfs_http,
 }

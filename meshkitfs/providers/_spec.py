@@ -20,6 +20,7 @@ KINDS: Final[dict[str, str]] = {
     "s3": "meshkitfs.providers.s3:S3Options",
     "gateway-retrieval": "meshkitfs.providers.gateway:GatewayOptions",
     "fallback": "meshkitfs.providers.fallback:FallbackOptions",
+    "ipfs-http": "meshkitfs.providers.ipfs:HttpIpfsOptions",
 }
 _SHORT_NAMES: Final = {"local": "local-dev", "ipfs": "ipfs-http"}
 # MeshKit's names that are not here yet: a person who writes one deserves to hear "not yet", not "unknown".
