@@ -49,10 +49,14 @@ class Portal:
 
 @dataclass(slots=True)
 class Opened:
-    """``plant`` puts bytes where the block of a digest is looked for; None where that is impossible."""
+    """``plant`` puts bytes where the block of a digest is looked for; None where that is impossible.
+
+    What is deleted ``lingers`` where it can still be read for a while, if somebody asks, but is not had any more.
+    """
 
     store: ByteStore
     plant: Callable[[bytes, bytes], None] | None
+    lingers: bool = False
 
 
 @contextlib.contextmanager
@@ -151,6 +155,25 @@ def ipfs_http(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
         yield Opened(store, node.plant)
 
 
+@contextlib.contextmanager
+def ipfs_cluster(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    cluster = request.getfixturevalue("cluster")
+    node = next(iter(cluster.nodes.values()))
+    config = {
+        "type": "ipfs-cluster",
+        "clusterApiUrl": cluster.url,
+        "replicationMin": 2,
+        "node": {"type": "ipfs-http", "ipfsApiUrl": node.url, "lookupMs": LOOKUP_MS},
+    }
+    with opened(portal, config, tmp_path) as store:
+
+        def plant(digest: bytes, data: bytes) -> None:
+            cluster.settled()
+            node.plant(digest, data)
+
+        yield Opened(store, plant, lingers=True)
+
+
 Entry = Callable[[Portal, Any, Path], contextlib.AbstractContextManager[Opened]]
 # A new provider joins the contract here.
 STORES: dict[str, Entry] = {
@@ -160,4 +183,5 @@ STORES: dict[str, Entry] = {
     "gateway-helia": gateway_helia,
     "fallback": fallback,
     "ipfs-http": ipfs_http,
+    "ipfs-cluster": ipfs_cluster,
 }

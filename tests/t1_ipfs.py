@@ -375,22 +375,6 @@ def test_a_killed_node_loses_nothing_and_is_found_again(own_ipfs_node):
     with_store(own_ipfs_node.url, use, retries=0, lookupMs=300)
 
 
-def test_a_sync_does_not_confirm_what_went_to_another_node(proxy):
-    """An address that leads somewhere else now: what was acknowledged there is not here."""
-
-    async def use(store):
-        await store.put(sealed())
-        proxy.rule = lambda method, path, body: (
-            (lambda _: b'{"ID":"12D3KooWanother"}') if "/id" in path else None
-        )
-        with fails("provider_request_failed", "12D3KooWanother"):
-            await store.sync()
-        await store.put(sealed())
-        await store.sync()
-
-    with_store(proxy.url, use)
-
-
 # -- many at once ------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from meshkitfs.net import Endpoint, Reply
 from meshkitfs.providers._api import Usage
 from meshkitfs.providers._remote import UNBOUNDED
 
-__all__ = ["Kubo"]
+__all__ = ["Kubo", "decoded", "shown"]
 
 # A command's failure is HTTP 500 with a sentence, whatever happened. Only these mean something more.
 _LATE: Final = ("timed out", "deadline exceeded")
@@ -60,10 +60,9 @@ class Kubo:
         if reply.status != 200:
             raise self._failure(reply, len(data))
         told = self._object(reply).get("Key")
-        if _cid(told) != cid_bytes(digest):
-            shown = told[:_SENTENCE] if isinstance(told, str) and told.isprintable() else "something else"
+        if decoded(told) != cid_bytes(digest):
             raise MeshkitError(
-                "cid_mismatch", f"{self.endpoint.name} stored {cid_text(digest)} and calls it {shown}"
+                "cid_mismatch", f"{self.endpoint.name} stored {cid_text(digest)} and calls it {shown(told)}"
             )
 
     async def get(self, digest: bytes) -> bytes | None:
@@ -116,7 +115,7 @@ class Kubo:
             told = _parsed(line)
             problem = told.get("Error") if isinstance(told, dict) else "an answer that is none"
             if problem and "pinned" not in str(problem):
-                raise self._refused(f"cannot delete {cid_text(digest)}: {_short(problem)}")
+                raise self._refused(f"cannot delete {cid_text(digest)}: {shown(problem)}")
 
     async def identity(self) -> str:
         """Return the node's peer id. Raises provider_request_failed if this is no IPFS node."""
@@ -181,10 +180,10 @@ class Kubo:
             )
         said = _message(reply)
         if any(sentence in said.lower() for sentence in _FULL):
-            return MeshkitError("no_space", f"{self.endpoint.name}: {_short(said)}")
+            return MeshkitError("no_space", f"{self.endpoint.name}: {shown(said)}")
         if self._means(reply, _LATE):
-            return MeshkitError("provider_request_failed", f"{self.endpoint.name}: {_short(said)}")
-        return self._refused(f"HTTP {reply.status}: {_short(said)}")
+            return MeshkitError("provider_request_failed", f"{self.endpoint.name}: {shown(said)}")
+        return self._refused(f"HTTP {reply.status}: {shown(said)}")
 
     def _refused(self, what: str) -> MeshkitError:
         return MeshkitError("provider_http_error", f"{self.endpoint.name}: {what}")
@@ -203,7 +202,7 @@ def _parsed(body: bytes) -> Any:
         return None
 
 
-def _short(text: object) -> str:
+def shown(text: object) -> str:
     """What a server said, in a form that can be shown."""
     return "".join(c if c.isprintable() else " " for c in str(text))[:_SENTENCE].strip() or "no reason given"
 
@@ -217,7 +216,7 @@ def _count(value: object) -> int:
     return value
 
 
-def _cid(text: object) -> bytes:
+def decoded(text: object) -> bytes:
     """Return the bytes of a CID in any base; nothing for what is no CID."""
     if not isinstance(text, str) or not 0 < len(text) <= 128:
         return b""

@@ -21,6 +21,7 @@ KINDS: Final[dict[str, str]] = {
     "gateway-retrieval": "meshkitfs.providers.gateway:GatewayOptions",
     "fallback": "meshkitfs.providers.fallback:FallbackOptions",
     "ipfs-http": "meshkitfs.providers.ipfs:HttpIpfsOptions",
+    "ipfs-cluster": "meshkitfs.providers.ipfs_cluster:ClusterOptions",
 }
 _SHORT_NAMES: Final = {"local": "local-dev", "ipfs": "ipfs-http"}
 # MeshKit's names that are not here yet: a person who writes one deserves to hear "not yet", not "unknown".

@@ -6,6 +6,7 @@ collection. What it can be *asked for* is more: the node looks for a block at it
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,10 +20,10 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.net import SecretSource
 from meshkitfs.providers._api import Capabilities, Usage
 from meshkitfs.providers._kubo import Kubo
-from meshkitfs.providers._options import TEXT, URL, TokenOptions, number, option
+from meshkitfs.providers._options import TEXT, URL, TokenOptions, number, option, wrong
 from meshkitfs.providers._remote import UNBOUNDED, RemoteStore
 
-__all__ = ["HttpIpfsOptions", "IpfsStore"]
+__all__ = ["HttpIpfsOptions", "IpfsStore", "LoginOptions"]
 
 # How old the room that `usage` gives may be when something is stored.
 _USAGE_AGE_S: Final = 60
@@ -31,16 +32,33 @@ _FAILED_MOST: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class HttpIpfsOptions(TokenOptions):
+class LoginOptions(TokenOptions):
+    """What a provider has that takes HTTP basic authentication too: the token is then the password."""
+
+    username: str | None = option(TEXT, default=None)
+
+    def check(self, where: str) -> None:
+        TokenOptions.check(self, where)
+        if self.username is not None and self.token_env is None and self.token_file is None:
+            wrong(f"{where}.username", "needs 'tokenEnv' or 'tokenFile' beside it: the place of the password")
+
+    def auth(self) -> httpx.Auth | None:
+        if self.username is None:
+            return TokenOptions.auth(self)
+        secret = SecretSource(self.token_env, self.token_file).load()
+        assert secret is not None
+        return httpx.BasicAuth(self.username, secret.reveal())
+
+
+@dataclass(frozen=True, slots=True)
+class HttpIpfsOptions(LoginOptions):
     """``{"type": "ipfs-http", "ipfsApiUrl": URL}``: a node that speaks Kubo's RPC.
 
-    With ``username`` the token is the password of HTTP basic authentication, without it a bearer token.
     ``lookup_ms`` is how long the node may look for a block at its peers; by default nearly as long as an
     answer may take.
     """
 
     ipfs_api_url: str = option(URL)
-    username: str | None = option(TEXT, default=None)
     lookup_ms: int | None = option(number(100, 600_000), default=None)
 
     @classmethod
@@ -50,14 +68,6 @@ class HttpIpfsOptions(TokenOptions):
 
     def addresses(self) -> dict[str, str]:
         return {"ipfsApiUrl": self.ipfs_api_url}
-
-    def auth(self) -> httpx.Auth | None:
-        if self.username is None:
-            return TokenOptions.auth(self)
-        secret = SecretSource(self.token_env, self.token_file).load()
-        if secret is None:
-            raise MeshkitError("invalid_config", "'username' needs its password: 'tokenEnv' or 'tokenFile'")
-        return httpx.BasicAuth(self.username, secret.reveal())
 
     def node(self) -> Kubo:
         """Return the node, not asked yet."""
@@ -82,9 +92,6 @@ class IpfsStore(RemoteStore):
     def __init__(self, node: Kubo) -> None:
         super().__init__(f"ipfs-http:{node.endpoint.url}")
         self._node = node
-        # Which node took the blocks, and whether there are some that no `sync` has confirmed.
-        self._peer = ""
-        self._changed = False
         # Blocks whose copy at the node was found to be damaged, and some that did not come: a node does not
         # write what it believes to have, so a damaged copy has to go before it is stored again.
         self._damaged: set[bytes] = set()
@@ -93,21 +100,15 @@ class IpfsStore(RemoteStore):
         self._usage_at = float("-inf")
 
     async def sync(self) -> None:
-        """Confirm that the node which took the blocks is still the one that answers.
+        """Nothing to wait for: a node acknowledges what is on its disk (Kubo: ``sync`` in its datastore).
 
-        A node acknowledges what is on its disk (`Datastore.Spec` with ``sync``, Kubo's default), so there is
-        nothing to wait for; but an address can lead to another node than before.
+        From time to time the node is asked for its room; one that does not tell it is none the worse.
         """
-        if self._changed:
-            self._changed = False
-            peer = await self._node.identity()
-            if peer != self._peer:
-                known, self._peer = self._peer, ""
-                raise MeshkitError(
-                    "provider_request_failed", f"{self.name}: blocks went to node {known}, now {peer} answers"
-                )
+        await trio.lowlevel.checkpoint()
         if trio.current_time() - self._usage_at > _USAGE_AGE_S:
-            await self._look()
+            self._usage_at = trio.current_time()
+            with contextlib.suppress(MeshkitError):
+                self._usage = await self._node.room()
 
     def usage(self) -> Usage:
         """What the node last said of its room; without a bound before it was asked."""
@@ -115,16 +116,13 @@ class IpfsStore(RemoteStore):
 
     async def probe(self) -> Capabilities:
         """Find out whether the node can be reached and used, and how much room it has."""
-        self._peer = self._peer or await self._node.identity()
-        await self._look()
+        await self._node.identity()
+        self._usage_at = trio.current_time()
+        self._usage = await self._node.room()
         return self.capabilities
 
     async def aclose(self) -> None:
         await self._node.endpoint.aclose()
-
-    async def _look(self) -> None:
-        self._usage = await self._node.room()
-        self._usage_at = trio.current_time()
 
     async def _read(self, digest: bytes) -> VerifiedBlock:
         try:
@@ -149,16 +147,17 @@ class IpfsStore(RemoteStore):
         )
 
     async def _write(self, digest: bytes, data: bytes) -> None:
-        if not self._peer:
-            self._peer = await self._node.identity()
-        self._changed = True
+        await self.clear(digest, len(data))
+        await self._node.put(digest, data, pin=True)
+
+    async def clear(self, digest: bytes, size: int) -> None:
+        """Remove the node's copy of a block of that size, if it was found to be a wrong one."""
         wrong = digest in self._damaged
         if digest in self._failed:
             # It may be a copy that is too long to be let in; a good one is left alone.
-            wrong = wrong or await self._node.size(digest) not in (None, len(data))
+            wrong = wrong or await self._node.size(digest) not in (None, size)
         if wrong:
             await self._remove(digest)
-        await self._node.put(digest, data, pin=True)
         self._damaged.discard(digest)
         self._failed.discard(digest)
 
@@ -167,6 +166,5 @@ class IpfsStore(RemoteStore):
         return await self._node.size(digest) if await self._node.pinned(digest) else None
 
     async def _remove(self, digest: bytes) -> None:
-        self._changed = self._changed or bool(self._peer)
         await self._node.unpin(digest)
         await self._node.remove(digest)

@@ -32,6 +32,9 @@ class Node:
         self.swarm = ""
         self._api_port = self._swarm_port = 0
         self._process = ExitStack()
+        # One client, because making one takes longer than asking; no connection that outlives a killed node.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._client = httpx.Client(timeout=30, trust_env=False, limits=limits)
         self.server: Server | None = None
 
     @property
@@ -42,6 +45,10 @@ class Node:
         assert self.server is None
         kubo = os.environ.get("MESHKIT_TEST_KUBO")
         self.server = self._start_kubo(kubo) if kubo else self._start_js()
+
+    def close(self) -> None:
+        self.stop()
+        self._client.close()
 
     def stop(self) -> None:
         self.server = None
@@ -61,6 +68,10 @@ class Node:
         return httpx.post(
             f"{self.url}/api/v0/{command}", params=asked, files=files, timeout=30, trust_env=False
         )
+
+    def has(self, cid: str) -> bool:
+        """Whether the node itself has a block. js-ipfs does not know that it has not: it looks for it."""
+        return self.rpc("block/stat", arg=cid, offline="true", timeout="300ms").status_code == 200
 
     def block_file(self, digest: bytes) -> Path:
         """Where the node keeps a block. Both kinds name the file by the multihash, in base32."""
@@ -123,7 +134,7 @@ def running_node() -> Iterator[Node]:
         try:
             yield node
         finally:
-            node.stop()
+            node.close()
 
 
 @pytest.fixture(scope="session")
@@ -135,5 +146,11 @@ def ipfs_node() -> Iterator[Node]:
 
 @pytest.fixture
 def own_ipfs_node() -> Iterator[Node]:
+    with running_node() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def second_ipfs_node() -> Iterator[Node]:
     with running_node() as node:
         yield node
