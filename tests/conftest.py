@@ -2,5 +2,6 @@
 
 from servers.cluster import cluster
 from servers.ipfs import ipfs_node, own_ipfs_node, second_ipfs_node
+from servers.pinning import pinning_service
 
-__all__ = ["cluster", "ipfs_node", "own_ipfs_node", "second_ipfs_node"]
+__all__ = ["cluster", "ipfs_node", "own_ipfs_node", "pinning_service", "second_ipfs_node"]

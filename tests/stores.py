@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from servers.pinning import TOKEN
 from servers.s3 import S3Server
 
 from meshkitfs.core.cid import cid_text
@@ -174,6 +175,22 @@ def ipfs_cluster(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opene
         yield Opened(store, plant, lingers=True)
 
 
+@contextlib.contextmanager
+def pinning(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    node, service = request.getfixturevalue("ipfs_node"), request.getfixturevalue("pinning_service")
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    config = {
+        "type": "pinning-service",
+        "endpoint": service.url,
+        "tokenFile": str(token),
+        "storage": {"type": "ipfs-http", "ipfsApiUrl": node.url, "lookupMs": LOOKUP_MS},
+    }
+    with opened(portal, config, tmp_path) as store:
+        yield Opened(store, node.plant)
+
+
 Entry = Callable[[Portal, Any, Path], contextlib.AbstractContextManager[Opened]]
 # A new provider joins the contract here.
 STORES: dict[str, Entry] = {
@@ -184,4 +201,5 @@ STORES: dict[str, Entry] = {
     "fallback": fallback,
     "ipfs-http": ipfs_http,
     "ipfs-cluster": ipfs_cluster,
+    "pinning-service": pinning,
 }

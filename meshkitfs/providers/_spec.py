@@ -22,6 +22,7 @@ KINDS: Final[dict[str, str]] = {
     "fallback": "meshkitfs.providers.fallback:FallbackOptions",
     "ipfs-http": "meshkitfs.providers.ipfs:HttpIpfsOptions",
     "ipfs-cluster": "meshkitfs.providers.ipfs_cluster:ClusterOptions",
+    "pinning-service": "meshkitfs.providers.pinning:PinningOptions",
 }
 _SHORT_NAMES: Final = {"local": "local-dev", "ipfs": "ipfs-http"}
 # MeshKit's names that are not here yet: a person who writes one deserves to hear "not yet", not "unknown".

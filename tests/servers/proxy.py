@@ -57,9 +57,9 @@ class Proxy:
             def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
                 connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
                 try:
-                    passed = {
-                        k: v for k, v in self.headers.items() if k.lower() not in ("host", "authorization")
-                    }
+                    # Credentials are for the proxy, if it wants some, or for the server.
+                    dropped = ("host", "authorization") if proxy.authorization else ("host",)
+                    passed = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
                     connection.request(self.command, self.path, body, passed)
                     reply = connection.getresponse()
                     kind = reply.headers.get("Content-Type") or "text/plain"
