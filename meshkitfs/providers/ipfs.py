@@ -91,6 +91,8 @@ class IpfsStore(RemoteStore):
 
     def __init__(self, node: Kubo) -> None:
         super().__init__(f"ipfs-http:{node.endpoint.url}")
+        # A block's name is its content: there is nothing to replace it with.
+        self.capabilities = Capabilities(conditional_put=False, multi_delete=False, listing=False)
         self._node = node
         # Blocks whose copy at the node was found to be damaged, and some that did not come: a node does not
         # write what it believes to have, so a damaged copy has to go before it is stored again.
@@ -137,14 +139,16 @@ class IpfsStore(RemoteStore):
             except MeshkitError:
                 self._damaged.add(digest)
                 raise
-        if await self._node.pinned(digest):
+        if not await self._node.pinned(digest):
+            where = f"neither at {self.name} nor at its peers"
+        elif await self._node.size(digest) is None:
+            where = f"pinned at {self.name}, which has lost it"
+        else:
             raise MeshkitError(
                 "provider_request_failed",
-                f"{self.name} keeps {cid_text(digest)} and did not find it within {self._node.lookup_s:g} s",
+                f"{self.name} has {cid_text(digest)} and did not give it within {self._node.lookup_s:g} s",
             )
-        raise MeshkitError(
-            "block_unavailable", f"{cid_text(digest)} is neither at {self.name} nor at its peers"
-        )
+        raise MeshkitError("block_unavailable", f"{cid_text(digest)} is {where}")
 
     async def _write(self, digest: bytes, data: bytes) -> None:
         await self.clear(digest, len(data))

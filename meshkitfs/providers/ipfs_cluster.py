@@ -114,6 +114,7 @@ class ClusterStore(RemoteStore):
 
     def __init__(self, options: ClusterOptions, cluster: Endpoint, node: IpfsStore) -> None:
         super().__init__(f"ipfs-cluster:{cluster.url} (read at {node.name})")
+        self.capabilities = node.capabilities
         self._cluster = cluster
         self._node = node
         self._replicas = options.replication_min

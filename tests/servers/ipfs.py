@@ -75,8 +75,14 @@ class Node:
 
     def block_file(self, digest: bytes) -> Path:
         """Where the node keeps a block. Both kinds name the file by the multihash, in base32."""
-        name = base64.b32encode(b"\x12\x20" + digest).decode().rstrip("=") + ".data"
-        return next(self.repo.glob(f"blocks/*/{name}"))
+        return next(self._files(b"\x12\x20" + digest))
+
+    def block_there(self, cid: str) -> bool:
+        """Whether there is a file for a CID (version 1, base32)."""
+        return any(self._files(base64.b32decode(cid[1:].upper() + "======")[2:]))
+
+    def _files(self, multihash: bytes) -> Iterator[Path]:
+        return self.repo.glob(f"blocks/*/{base64.b32encode(multihash).decode().rstrip('=')}.data")
 
     def plant(self, digest: bytes, data: bytes) -> None:
         """Put bytes where the node keeps a block, behind its back."""

@@ -25,6 +25,7 @@ class Service:
     url: str
     server: Server
     client: httpx.Client
+    token: str = TOKEN
 
     def pins(self, *cids: str) -> list[dict[str, Any]]:
         """The requests for these blocks."""
