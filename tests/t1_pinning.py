@@ -75,7 +75,7 @@ def states(service, block):
 # -- what the service is asked -----------------------------------------------------------------------
 
 
-def test_a_stored_block_is_offered_once_and_given_up_when_it_is_deleted(ipfs_node, service):
+def test_a_stored_block_is_offered_once_and_given_up_when_it_is_deleted(ipfs_node, service, proxy):
     blocks = [sealed() for _ in range(23)]  # more than one request may name
 
     async def use(store):
@@ -84,12 +84,13 @@ def test_a_stored_block_is_offered_once_and_given_up_when_it_is_deleted(ipfs_nod
         await store.put(blocks[0])
         await store.sync()
         assert [states(service, block) for block in blocks] == [["queued"]] * len(blocks)
+        assert sum(asked.startswith("POST") for asked in proxy.asked) == len(blocks)
         await store.delete_many([block.digest for block in blocks[1:]])
         await store.delete_many([blocks[1].digest])  # nothing is there any more
         await store.sync()
         return await store.has_many(block.digest for block in blocks)
 
-    assert with_store(config(ipfs_node, service.url), use) == {blocks[0].digest}
+    assert with_store(config(ipfs_node, proxy.url), use) == {blocks[0].digest}
     assert [states(service, block) for block in blocks] == [["queued"]] + [[]] * (len(blocks) - 1)
 
 

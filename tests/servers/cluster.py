@@ -44,6 +44,8 @@ class Cluster:
         self.asked: list[str] = []
         self.pins: dict[str, dict[str, Any]] = {}
         self.states: dict[tuple[str, str], str] = {}
+        # Which peers were handed a block by the request that added it.
+        self.handed: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._workers = ThreadPoolExecutor(8)
         self._server = ThreadingHTTPServer((HOST, 0), self._handler())
@@ -126,6 +128,7 @@ class Cluster:
         for peer in pin["allocations"]:
             if peer not in self.broken:
                 self._store(self.nodes[peer], cid, data)
+                self.handed.add((cid, peer))
         self._begin(pin)
         return [
             {"name": query.get("name", ""), "cid": cid, "bytes": len(data), "allocations": pin["allocations"]}
@@ -190,7 +193,7 @@ class Cluster:
         try:
             if peer in self.broken:
                 raise OSError("this peer is broken")
-            if not node.has(cid):
+            if (cid, peer) not in self.handed and not node.has(cid):
                 # What bitswap does between the nodes of a cluster.
                 holder = next(other for other in self.nodes.values() if other is not node and other.has(cid))
                 self._store(node, cid, holder.rpc("block/get", arg=cid).content)
@@ -213,6 +216,7 @@ class Cluster:
             raise Refusal(404, "not found")
         for peer in pin["allocations"]:
             self.states.pop((cid, peer), None)
+            self.handed.discard((cid, peer))
             self._workers.submit(self.nodes[peer].rpc, "pin/rm", arg=cid)
         return pin
 
