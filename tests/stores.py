@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from servers.pinning import TOKEN
 from servers.s3 import S3Server
 
 from meshkitfs.core.cid import cid_text
@@ -49,10 +50,14 @@ class Portal:
 
 @dataclass(slots=True)
 class Opened:
-    """``plant`` puts bytes where the block of a digest is looked for; None where that is impossible."""
+    """``plant`` puts bytes where the block of a digest is looked for; None where that is impossible.
+
+    What is deleted ``lingers`` where it can still be read for a while, if somebody asks, but is not had any more.
+    """
 
     store: ByteStore
     plant: Callable[[bytes, bytes], None] | None
+    lingers: bool = False
 
 
 @contextlib.contextmanager
@@ -139,6 +144,53 @@ def fallback(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
         yield Opened(store, plant)
 
 
+# Short, because a block that nobody has is looked for that long.
+LOOKUP_MS = 500
+
+
+@contextlib.contextmanager
+def ipfs_http(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    node = request.getfixturevalue("ipfs_node")
+    config = {"type": "ipfs-http", "ipfsApiUrl": node.url, "lookupMs": LOOKUP_MS}
+    with opened(portal, config, tmp_path) as store:
+        yield Opened(store, node.plant)
+
+
+@contextlib.contextmanager
+def ipfs_cluster(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    cluster = request.getfixturevalue("cluster")
+    node = next(iter(cluster.nodes.values()))
+    config = {
+        "type": "ipfs-cluster",
+        "clusterApiUrl": cluster.url,
+        "replicationMin": 2,
+        "node": {"type": "ipfs-http", "ipfsApiUrl": node.url, "lookupMs": LOOKUP_MS},
+    }
+    with opened(portal, config, tmp_path) as store:
+
+        def plant(digest: bytes, data: bytes) -> None:
+            cluster.settled()
+            node.plant(digest, data)
+
+        yield Opened(store, plant, lingers=True)
+
+
+@contextlib.contextmanager
+def pinning(portal: Portal, request: Any, tmp_path: Path) -> Iterator[Opened]:
+    node, service = request.getfixturevalue("ipfs_node"), request.getfixturevalue("pinning_service")
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    config = {
+        "type": "pinning-service",
+        "endpoint": service.url,
+        "tokenFile": str(token),
+        "storage": {"type": "ipfs-http", "ipfsApiUrl": node.url, "lookupMs": LOOKUP_MS},
+    }
+    with opened(portal, config, tmp_path) as store:
+        yield Opened(store, node.plant)
+
+
 Entry = Callable[[Portal, Any, Path], contextlib.AbstractContextManager[Opened]]
 # A new provider joins the contract here.
 STORES: dict[str, Entry] = {
@@ -147,4 +199,7 @@ STORES: dict[str, Entry] = {
     "s3-moto": s3_moto,
     "gateway-helia": gateway_helia,
     "fallback": fallback,
+    "ipfs-http": ipfs_http,
+    "ipfs-cluster": ipfs_cluster,
+    "pinning-service": pinning,
 }

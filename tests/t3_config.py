@@ -79,7 +79,7 @@ def test_every_field_is_read():
         ({"version": 1, "provider": {"type": "local"}}, "(did you mean 'local-dev'?)"),
         (
             {"version": 1, "provider": {"type": "ipfs-http"}},
-            "'ipfs-http' is not implemented yet; use 'local-dev' or 's3' or",
+            "'provider.ipfsApiUrl' is missing",
         ),
         ({"version": 1, "provider": {"type": "local-dev", "stor": "x"}}, "did you mean 'store'?"),
         (

@@ -112,6 +112,30 @@ def test_without_credentials(home, run, rclone_s3, monkeypatch):
     assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in found["steps"][0]["failure"]["detail"]
 
 
+def test_an_ipfs_node_a_cluster_and_a_pinning_service_are_tried(
+    home, run, ipfs_node, cluster, pinning_service, monkeypatch
+):
+    node = {"type": "ipfs-http", "ipfsApiUrl": ipfs_node.url, "lookupMs": 300}
+    wanted = {"conditional_put": False, "multi_delete": False, "listing": False}
+    configure(home, node)
+    code, found = tried(run)
+    assert (code, found["ok"], found["capabilities"]) == (0, True, wanted), found
+    assert run("providers", "test", f"ipfs-http:{ipfs_node.url}")[0] == 0
+    monkeypatch.setenv("MK_TEST_TOKEN", pinning_service.token)
+    service = {"type": "pinning-service", "endpoint": pinning_service.url, "tokenEnv": "MK_TEST_TOKEN"}
+    configure(home, {**service, "storage": node})
+    code, found = tried(run)
+    assert (code, found["ok"]) == (0, True), found
+    monkeypatch.setenv("MK_TEST_TOKEN", "canary-of-a-wrong-token")
+    code, out, err = run("providers", "test")
+    assert code == 7
+    assert "HTTP 401" in out
+    assert "canary" not in out + err
+    configure(home, {"type": "ipfs-cluster", "clusterApiUrl": cluster.url, "node": node})
+    code, found = tried(run)
+    assert (code, found["ok"]) == (0, True), found
+
+
 def test_several_sources_are_listed(home, run, helia, tmp_path):
     url, directory = helia
     gateway = {
@@ -364,3 +388,20 @@ def test_a_home_reads_through_a_gateway_what_another_has_stored(tmp_path, helia)
         assert storage.served == 0
         alice.close()
         bob.close()
+
+
+def test_two_homes_share_through_an_ipfs_node_which_is_killed_and_comes_back(tmp_path, own_ipfs_node):
+    fields = {"type": "ipfs-http", "ipfsApiUrl": own_ipfs_node.url, "retries": 0}
+    spec = ProviderSpec.from_config(fields, tmp_path)
+    with two_homes(spec, tmp_path) as (alice, bob):
+        share_and_answer(alice, bob)
+        own_ipfs_node.kill()
+        alice.view().write("later", b"kept here")
+        with pytest.raises(MeshkitError) as caught:
+            alice.flush()
+        assert caught.value.code == "provider_request_failed"
+        own_ipfs_node.start()
+        alice.world.pass_time(600)  # what is known of a dead server ends
+        alice.flush()
+        bob.refresh()
+        assert bob.view().read("later") == b"kept here"

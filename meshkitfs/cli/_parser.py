@@ -149,8 +149,8 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider",
         metavar="SPEC",
-        help="the byte store: local:DIR, s3:https://HOST/BUCKET[/PREFIX]; others are written into the "
-        "configuration file first (default: local:HOME/blocks)",
+        help="the byte store: local:DIR, s3:https://HOST/BUCKET[/PREFIX], ipfs-http:URL; others are written "
+        "into the configuration file first (default: local:HOME/blocks)",
     )
     parser.add_argument("--metadata", metavar="FILE", help="the metadata store (default: HOME/metadata.db)")
     parser.add_argument(

