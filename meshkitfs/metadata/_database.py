@@ -19,12 +19,11 @@ import apsw
 
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _queries, _schema
-from meshkitfs.metadata._connection import Connection, Heard, Row, value
+from meshkitfs.metadata._connection import Connection, Heard, Row
 
 __all__ = ["Database", "SqliteConnection", "create_file"]
 
 _CREATE_WAIT_SECONDS: Final = 10.0
-_ALL: Final = b""  # the row of `changes` that counts them all
 _WATCH_SECONDS: Final = 0.2  # between two looks for changes that other processes have made
 
 T = TypeVar("T")
@@ -109,11 +108,11 @@ class Database:
             if now != tick:
                 tick = now
                 try:
-                    count = self.read(lambda db: value(db, "SELECT n FROM changes WHERE subject = ?", _ALL))
+                    newest = self.read(lambda db: _queries.changed(db, _queries.EVERYTHING))
                 except MeshkitError:
-                    count = None  # not known: they look for themselves, and meet the error
-                if count is None or count != announced:
-                    announced = -1 if count is None else count
+                    newest = -2  # not known: they look for themselves, and meet the error
+                if newest != announced:
+                    announced = newest
                     heard(None)
             stop.wait(_WATCH_SECONDS)
 
@@ -125,7 +124,14 @@ class Database:
                 if self._ticker.is_stale():
                     self._ticker.reopen()
                     self._epoch += 1
-            return in_transaction(link.connection, begin, lambda db: work(SqliteConnection(db)))
+            return in_transaction(link.connection, begin, lambda db: _settled(SqliteConnection(db), work))
+
+
+def _settled(db: SqliteConnection, work: Callable[[Connection], T]) -> T:
+    result = work(db)
+    if db.announced:
+        _queries.settle(db, db.announced)
+    return result
 
 
 class SqliteConnection:
@@ -133,6 +139,7 @@ class SqliteConnection:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
+        self.announced: list[bytes] = []
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Run a query and return all its rows."""
@@ -147,9 +154,9 @@ class SqliteConnection:
         """Nothing to do."""
 
     def announce(self, subject: bytes) -> None:
-        """Count what was announced, so that a look at one row tells whether there was anything."""
-        query = "INSERT INTO changes (subject, n) VALUES (?, 1) ON CONFLICT (subject) DO UPDATE SET n = n + 1"
-        self._connection.execute(query, (_ALL,))
+        """Have it numbered with the commit: whoever looks at the file sees it."""
+        if subject not in self.announced:
+            self.announced.append(subject)
 
 
 class _Link:

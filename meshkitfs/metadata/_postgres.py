@@ -142,6 +142,8 @@ class PostgresDatabase:
             connection.execute(begin)
             try:
                 result = work(transaction)
+                if transaction.announced:
+                    _queries.settle(transaction, transaction.announced)
                 for subject in transaction.announced:
                     text = f"{self._listener.name}{subject.hex()}"
                     connection.execute("SELECT pg_notify(%s, %s)", (_CHANNEL, text))

@@ -6,7 +6,7 @@ All of them may be repeated when it is not known whether they took place (see `_
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from meshkitfs.core.cose import record_hash
@@ -20,6 +20,7 @@ from meshkitfs.metadata._rules import Standing
 
 __all__ = ["COMPLETE", "MAX_LETTER", "MAX_LETTERS", "mailbox_subject", "share_subject"]
 
+EVERYTHING: Final = b""  # the subject whose number is that of the newest change of all
 MAX_LETTER: Final = 256 << 10  # bytes
 MAX_LETTERS: Final = 1000  # waiting in one mailbox
 
@@ -35,18 +36,35 @@ def mailbox_subject(kid: bytes) -> bytes:
 
 
 def touch(db: Connection, subject: bytes) -> None:
-    """Count a change of the subject and announce it.
-
-    The row stays locked until the commit, so whoever reads a number has read all that led to it. Numbers
-    are about microseconds of the clock: after a restored backup they go on higher than they ever were.
-    """
-    db.run(
-        "INSERT INTO changes (subject, n) VALUES (?, ?) ON CONFLICT (subject) DO UPDATE "
-        "SET n = CASE WHEN excluded.n > changes.n THEN excluded.n ELSE changes.n + 1 END",
-        subject,
-        time.time_ns() // 1000,
-    )
+    """Count a change of the subject and announce it, when the transaction is committed."""
     db.announce(subject)
+
+
+def settle(db: Connection, subjects: Sequence[bytes]) -> None:
+    """Number the changes of a transaction: the last thing before its commit.
+
+    The numbers come from one row, which stays locked until the commit. So they are taken in the order of the
+    commits, and whoever reads that row sees every change up to its number. They are about microseconds of the
+    clock: after a restored backup they go on higher than they ever were.
+    """
+    query = (
+        "INSERT INTO changes (subject, n) VALUES (?, ?) ON CONFLICT (subject) DO UPDATE "
+        "SET n = CASE WHEN excluded.n > changes.n THEN excluded.n ELSE changes.n + 1 END RETURNING n"
+    )
+    number = value(db, query, EVERYTHING, time.time_ns() // 1000)
+    for subject in subjects:
+        db.run(
+            "INSERT INTO changes (subject, n) VALUES (?, ?) "
+            "ON CONFLICT (subject) DO UPDATE SET n = excluded.n",
+            subject,
+            number,
+        )
+
+
+def changed(db: Connection, subject: bytes) -> int:
+    """The number of the subject's last change; 0 when it has never changed."""
+    found: int | None = value(db, "SELECT n FROM changes WHERE subject = ?", subject)
+    return found or 0
 
 
 # -- shares ------------------------------------------------------------------------------------------------
@@ -206,6 +224,25 @@ def post_letter(db: Connection, to_kid: bytes, letter_id: bytes, blob: bytes) ->
 def letters(db: Connection, kid: bytes) -> list[tuple[bytes, bytes]]:
     """The letters in a mailbox as (id, blob), oldest first."""
     return [(i, blob) for i, blob in db.rows("SELECT id, blob FROM letters WHERE kid = ? ORDER BY n", kid)]
+
+
+def page_of_letters(
+    db: Connection, kid: bytes, after: bytes | None, size: int
+) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """Letters of at most ``size`` bytes (or one) behind the one of id ``after``, and whether more wait."""
+    start = value(db, "SELECT n FROM letters WHERE kid = ? AND id = ?", kid, after) if after else None
+    query = "SELECT n, length(blob) FROM letters WHERE kid = ? AND n > ? ORDER BY n"
+    waiting = db.rows(query, kid, start or 0)
+    taken, total = 0, 0
+    for _, length in waiting:
+        if taken and total + length > size:
+            break
+        taken, total = taken + 1, total + length
+    if not taken:
+        return [], False
+    query = "SELECT id, blob FROM letters WHERE kid = ? AND n > ? AND n <= ? ORDER BY n"
+    page = db.rows(query, kid, start or 0, waiting[taken - 1][0])
+    return [(letter, blob) for letter, blob in page], taken < len(waiting)
 
 
 def delete_letter(db: Connection, kid: bytes, letter_id: bytes) -> None:

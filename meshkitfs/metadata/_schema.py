@@ -22,9 +22,9 @@ CREATE TABLE recipients (      -- whose mailbox an encryption key is: the first 
     kid    BLOB PRIMARY KEY,   -- an encryption key that occurs in the chain
     handle TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE changes (         -- how often a share or a mailbox has changed
-    subject BLOB PRIMARY KEY,  -- 's' and the share, or 'm' and the mailbox's kid
-    n       INTEGER NOT NULL   -- grows in the order of the commits that touch the subject
+CREATE TABLE changes (         -- when a share or a mailbox has changed last
+    subject BLOB PRIMARY KEY,  -- 's' and the share, 'm' and the mailbox's kid, or nothing: any of them
+    n       INTEGER NOT NULL   -- a number that grows with every change, in the order of the commits
 ) STRICT, WITHOUT ROWID;
 """
 # The tables of the service (see service.py). A home that is not served keeps them empty.
