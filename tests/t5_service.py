@@ -7,8 +7,9 @@ import time
 
 import evil
 import httpx
+import postgres
 import pytest
-from service import Person, Service, unb64
+from service import Person, Service, refused, unb64
 from t1_metadata_contract import cluster  # noqa: F401 - a fixture
 
 from meshkitfs.core.records import Head, record_hash
@@ -77,6 +78,28 @@ def test_a_request_served_by_one_is_not_served_again_by_the_other(pair):
                 for s in (first, second, second, first)
             ]
     assert answers == [200, 401, 401, 401]
+
+
+def test_a_database_that_goes_away_and_comes_back():
+    with postgres.Cluster() as own, Service(own.fresh()) as service:
+        alice = Person("alice", service).join()
+        share = alice.new_share()
+        own.stop("immediate")
+        refused(service.get("/v1/health"), 503, "metadata_unavailable")
+        refused(alice.get("/v1/invitations"), 503, "metadata_unavailable")
+        own.start()
+        wait_until(lambda: service.get("/v1/health").status_code == 200, "the service to be well again")
+        alice.publish(share, head=share.head())
+        cursor = alice.changes()["cursor"]
+        poll = threading.Thread(target=alice.changes, args=([share],), kwargs={"after": cursor, "wait": 30})
+        poll.start()
+        alice.publish(share, head=share.head())
+        poll.join(10)
+        assert not poll.is_alive()  # announcements are heard again too
+        assert service.stop() == 0
+        lines = service.said.splitlines()
+        assert any("metadata_unavailable" in line for line in lines)  # it was said, in lines
+        assert "Traceback" not in service.said
 
 
 class Publisher(threading.Thread):

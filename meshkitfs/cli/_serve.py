@@ -12,6 +12,7 @@ from typing import Any, Final
 import trio
 
 from ..core.durations import parse_span
+from ..daemon import logs
 from ..errors import MeshkitError
 from ._context import Context
 from ._output import clock
@@ -25,9 +26,7 @@ def serve(context: Context, args: argparse.Namespace) -> int:
     """``serve``: run the service in this process until it is told to end."""
     server = _server()
     settings = _settings(server, args)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.setup(None, stderr=True, level=logging.WARNING)
 
     def started(addresses: list[str]) -> None:
         data = {"listening": addresses, "join": settings.join}

@@ -99,6 +99,8 @@ class Database:
         with self._opening, _classified():
             if self._hasty is None:
                 self._hasty = _Link(self.path, self._busy_seconds, synchronous="NORMAL")
+                # Writers of one process take turns here: SQLite would have them sleep and try again.
+                self._hasty.lock = self._writer.lock
             return self._hasty
 
     def _watch(self, heard: Heard, stop: threading.Event) -> None:
