@@ -1079,17 +1079,21 @@ def test_a_file_of_version_1_is_brought_up_to_date(tmp_path):
     path = tmp_path / "metadata.db"
     old_file(path)
     share = Share.new()
-    roster, head = share.roster(), share.head()
+    roster, head, alice = share.roster(), share.head(), identity("alice", SigningKey.generate())
     with evil.opened(path) as db:
         db.execute(
             "INSERT INTO rosters VALUES (?, 1, ?, ?, ?)",
             (share.share, share.owner.public, record_hash(roster), roster),
         )
         db.execute("INSERT INTO heads VALUES (?, 1, ?, ?)", (share.share, record_hash(head), head))
+        db.execute("INSERT INTO identities VALUES ('alice', 0, ?)", (alice,))
     share.seq, share.ver, share.prev = 1, 1, record_hash(head)
     home = EmbeddedMetadata(path, clock=lambda: NOW)
     assert run(home.head, share.share) == head
     assert run(home.retention, share.share) is None
+    # Whose encryption key it is was in no table then: nobody else can claim it now.
+    eve = identity("eve", SigningKey.generate(), enc=evil.peek(IdentityRecord, alice).enc)
+    fails("identity_handle_taken", home.publish_identity, "eve", eve)
     share.publish(home, head=share.head())
     record = share.retention((1, 1))
     run(home.retain, share.share, record)

@@ -22,7 +22,7 @@ from t1_metadata_contract import NOW, Share, cluster, fails, identity, run  # no
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Head, IdentityRecord, record_hash
 from meshkitfs.errors import MeshkitError
-from meshkitfs.metadata import _postgres, _schema
+from meshkitfs.metadata import _postgres, _queries, _schema
 from meshkitfs.metadata.postgres import PostgresMetadata
 
 HERE = Path(__file__).resolve().parent
@@ -168,6 +168,45 @@ def test_two_writers_with_different_versions_do_not_fork(home, share):
     run(main)
     assert sorted(outcomes) == ["head_conflict"] * 7 + ["won"]
     assert len(run(home.heads, share.share, 0, 10**9)) == 2
+
+
+def test_whoever_follows_the_numbers_misses_nothing(address, home):
+    """Numbers are taken in the order of the commits: none appears behind one that was seen already."""
+    writers, stop = [PostgresMetadata(address) for _ in range(4)], threading.Event()
+    boxes = [os.urandom(16) for _ in range(4)]
+
+    def write(writer, box):
+        while not stop.is_set():
+            run(writer.post_letter, box, b"x")
+            run(writer.post_letter, os.urandom(16), b"x")
+
+    threads = [threading.Thread(target=write, args=pair) for pair in zip(writers, boxes, strict=True)]
+    seen, since = {}, 0
+
+    def look(db):
+        newest = _queries.changed(db, _queries.EVERYTHING)
+        return newest, db.rows("SELECT subject, n FROM changes WHERE n > ? AND subject <> ?", since, b"")
+
+    for thread in threads:
+        thread.start()
+    try:
+        ends = time.monotonic() + 5
+        while time.monotonic() < ends:
+            since, found = run(home.read, look)
+            seen.update(found)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    since, found = run(home.read, look)
+    seen.update(found)
+    everything = dict(
+        run(home.read, lambda db: db.rows("SELECT subject, n FROM changes WHERE subject <> ?", b""))
+    )
+    assert len(everything) > 50
+    assert seen == everything
+    for writer in writers:
+        writer.close()
 
 
 def test_one_key_cannot_become_two_people_at_once(home):
