@@ -666,6 +666,14 @@ def test_rate_of_an_identity(tmp_path):
             assert time.monotonic() < deadline
 
 
+def test_a_large_body_counts_as_several_requests(tmp_path):
+    with limited(tmp_path, rates={"identity": {"perSecond": 1, "burst": 5}}) as service:
+        alice = Person("alice", service).join()
+        large = b" " * (2 << 20)
+        assert alice.ask("POST", "/v1/logs", content=large).status_code == 400
+        refused(alice.ask("POST", "/v1/logs", content=large), 429, "rate_limited")
+
+
 def test_rate_of_an_address(tmp_path):
     with limited(tmp_path, rates={"address": {"perSecond": 1, "burst": 20}}) as service:
         answers = [service.get("/v1/health") for _ in range(40)]

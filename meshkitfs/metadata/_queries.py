@@ -166,13 +166,12 @@ def publish(db: Connection, publication: Publication) -> int:
         stored += len(publication.head)
     _rules.check_capsules(publication, owner)
     for kid, capsule_id, blob in publication.capsules:
-        query = "SELECT blob FROM capsules WHERE share = ? AND id = ?"
-        known = value(db, query, publication.share, capsule_id)
-        if known is None:
-            query = "INSERT INTO capsules (share, kid, id, blob) VALUES (?, ?, ?, ?)"
-            db.run(query, publication.share, kid, capsule_id, blob)
+        query = "INSERT INTO capsules (share, kid, id, blob) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        if db.run(query, publication.share, kid, capsule_id, blob):
             stored += len(blob)
-        elif known != blob:
+            continue
+        query = "SELECT blob FROM capsules WHERE share = ? AND id = ?"
+        if value(db, query, publication.share, capsule_id) != blob:
             raise MeshkitError("invalid_record", "another capsule of this share has that id")
     if stored:
         touch(db, share_subject(publication.share))

@@ -45,6 +45,8 @@ _IDENTITY: Final = re.compile(r"^/v1/identities/[^/]+$")
 _SHARE: Final = re.compile(r"^/v1/(?:shares|mailboxes)/([0-9a-f]{32})(?:/|$)")
 # What a request that was not even signed well costs its address.
 _FAILED_COST: Final = 5.0
+# A large body is as much work as several requests.
+_BYTES_PER_TOKEN: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Gate:
                     self._addresses.charge(address, _FAILED_COST)
                 raise
             who = requester.member.handle if requester.member else ""
-            self._members.take(who or requester.kid.hex())
+            self._members.take(who or requester.kid.hex(), 1.0 + len(body) / _BYTES_PER_TOKEN)
             if not await self._service.claim_nonce(requester.kid, nonce):
                 raise MeshkitError("metadata_unauthorized", "this request was made before")
             scope.setdefault("state", {})["requester"] = requester
