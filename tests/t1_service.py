@@ -814,14 +814,18 @@ def poll_in_thread(person, *args, **options):
 
 def test_a_poll_wakes_within_a_second(alice, bob, share):
     alice.grant(share, bob)
-    cursor = bob.changes()["cursor"]
-    thread, result = poll_in_thread(bob, [share], bob.kid, after=cursor, wait=30)
-    assert not wait_for(lambda: not thread.is_alive(), 1.0)  # it waits
-    alice.publish(share, head=share.head())
-    published = time.monotonic()
-    thread.join(30)
-    assert result["news"]["shares"] == [b64(share.share)]
-    assert result["at"] - published < 1.0
+    took = []
+    for _ in range(3):
+        cursor = bob.changes()["cursor"]
+        thread, result = poll_in_thread(bob, [share], bob.kid, after=cursor, wait=30)
+        assert not wait_for(lambda t=thread: not t.is_alive(), 1.0)  # it waits
+        alice.publish(share, head=share.head())
+        published = time.monotonic()
+        thread.join(30)
+        assert result["news"]["shares"] == [b64(share.share)]
+        took.append(result["at"] - published)
+    assert min(took) < 1.0, took  # a busy machine may be late, but not each time
+    assert max(took) < 10, took
 
 
 def wait_for(condition, seconds=30.0):
