@@ -121,7 +121,8 @@ def test_a_member_asks_anything(api, alice):
     def check(case):
         if case.path == "/v1/changes" and isinstance(case.body, dict):
             wait = case.body.get("wait")
-            case.body["wait"] = min(wait, 1) if type(wait) is int else wait  # nothing will happen
+            if type(wait) is int and 1 < wait <= 30:
+                case.body["wait"] = 1  # nothing will happen
         response = case.call(auth=Signing(alice), timeout=60)
         if response.status_code != 401 or case.path != "/v1/identities/{handle}":
             statuses[response.status_code] += 1  # a record there may be anybody's
