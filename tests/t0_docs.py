@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from meshkitfs import cli, errors
+from meshkitfs import cli, errors, server
 from meshkitfs.cli import _parser
 from meshkitfs.daemon import config
 from meshkitfs.errors import TABLE
 from meshkitfs.gate import Trace
+from meshkitfs.metadata import EmbeddedMetadata
+from meshkitfs.metadata.service import Service
 from meshkitfs.providers import _options, _spec
 from meshkitfs.vfs import _xattrs
 
@@ -93,8 +95,12 @@ def test_the_example_configuration_is_valid(tmp_path):
     assert read.provider.directories() == [tmp_path / "blocks"]
 
 
+def jsonc_examples():
+    return re.findall(r"```jsonc\n(.*?)```", text_of("docs/operations.md"), flags=re.DOTALL)
+
+
 def test_the_other_examples_are_valid_too(tmp_path):
-    examples = re.findall(r"```jsonc\n(.*?)```", text_of("docs/operations.md"), flags=re.DOTALL)
+    examples = [text for text in jsonc_examples() if '"database"' not in text]
     assert examples
     for example in examples:
         config.loads(example.encode(), tmp_path)
@@ -107,6 +113,39 @@ def test_every_field_of_a_byte_store_is_listed():
         for field in dataclasses.fields(_spec._options(kind)):
             name = _options._json_name(field.name)
             assert f"`{name}`" in text or f"`provider.{name}`" in text_of("docs/operations.md"), (kind, name)
+
+
+def test_the_fields_and_the_example_of_the_services_configuration(tmp_path):
+    (example,) = [text for text in jsonc_examples() if '"database"' in text]
+    path = tmp_path / "service.json"
+    path.write_text(example)
+    settings = server.load(path, {})
+    assert settings.database_secret.file == tmp_path / "database.secret"
+    defaults = server.Settings()
+    assert (settings.identity_rate, settings.address_rate) == (defaults.identity_rate, defaults.address_rate)
+    assert (settings.quotas, settings.join) == (defaults.quotas, defaults.join)
+    listed = {name for row in rows("docs/operations.md") for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(server.settings.FIELDS) <= listed
+
+
+def test_every_route_of_the_service_is_described_and_no_others(tmp_path):
+    home = EmbeddedMetadata.create(tmp_path / "metadata.db")
+    service = Service(home, server.Settings().quotas)
+    gate = server._app.build(service, server._hub.Hub(home.database), server.Settings(), None, print)
+    routes = {
+        (method.upper(), re.sub(r"\{\w+\}", "{}", path))
+        for path, methods in gate._app.openapi()["paths"].items()
+        for method in methods
+    }
+    home.close()
+    text = text_of("docs/service.md")
+    written = set(re.findall(r"`[A-Z]* ?(/v1/[\w/{}-]*)", text)) | set(re.findall(r"`(/v1/[\w/{}-]*)", text))
+    written = {re.sub(r"\{\w+\}", "{}", path) for path in written}
+    for name in ("timestamp", "head", "retention"):
+        assert f"`{name}`" in text
+        written.add("/v1/shares/{}/" + name)
+    assert {("GET", "/v1/health"), ("POST", "/v1/changes")} <= routes
+    assert {path for _, path in routes} == written
 
 
 def test_constants_have_the_value_that_is_written_down():

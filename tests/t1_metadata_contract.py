@@ -1,4 +1,4 @@
-"""The contract of every metadata home, and what is particular to the embedded one.
+"""The contract of every metadata home, and what is particular to the embedded one (t1_postgres.py: PostgreSQL).
 
 A new home joins the first part by adding itself to `home`.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import apsw
 import evil
+import postgres
 import pytest
 import trio
 import trio.testing
@@ -38,6 +39,7 @@ from meshkitfs.core.records import (
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import EmbeddedMetadata, Metadata, Publication, ShareState
 from meshkitfs.metadata import _database as database
+from meshkitfs.metadata.postgres import PostgresMetadata
 
 NOW = 1_790_000_000
 
@@ -142,11 +144,23 @@ class Share:
             self.prev = record_hash(head)
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(scope="session")
+def cluster():
+    with postgres.Cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["embedded", "postgresql"])
 def home(request, tmp_path):
-    opened = EmbeddedMetadata.create(tmp_path / "metadata.db", clock=lambda: NOW)
+    if request.param == "embedded":
+        opened = EmbeddedMetadata.create(tmp_path / "metadata.db", clock=lambda: NOW)
+    else:
+        opened = PostgresMetadata(request.getfixturevalue("cluster").fresh(), clock=lambda: NOW)
     yield opened
     opened.close()
+
+
+embedded_only = pytest.mark.parametrize("home", ["embedded"], indirect=True)
 
 
 @pytest.fixture
@@ -527,7 +541,7 @@ def test_letters(home):
 
 
 def test_mailboxes_are_bounded(home, monkeypatch):
-    monkeypatch.setattr("meshkitfs.metadata.embedded.MAX_LETTERS", 3)
+    monkeypatch.setattr("meshkitfs.metadata._queries.MAX_LETTERS", 3)
     bob = os.urandom(16)
     for _ in range(3):
         run(home.post_letter, bob, b"spam")
@@ -645,6 +659,7 @@ def test_create_is_repeatable_and_keeps_the_key(tmp_path):
     second.close()
 
 
+@embedded_only
 def test_a_closed_home_is_unavailable(home, share):
     home.close()
     fails("metadata_unavailable", home.head, share.share)
@@ -677,6 +692,7 @@ def test_permissions_follow_the_directory(tmp_path, mode):
     opened.close()
 
 
+@embedded_only
 def test_a_removed_file_is_noticed_and_a_restored_one_too(tmp_path, home, share):
     path, aside = home.path, tmp_path / "aside"
     backup = tmp_path / "backup"
@@ -707,6 +723,7 @@ def test_a_removed_file_is_noticed_and_a_restored_one_too(tmp_path, home, share)
     other.close()
 
 
+@embedded_only
 def test_a_broken_file_in_between_is_survived(tmp_path, home, share):
     aside = tmp_path / "aside"
     checkpointer = apsw.Connection(str(home.path))
@@ -724,18 +741,25 @@ def test_a_broken_file_in_between_is_survived(tmp_path, home, share):
     assert home.tick() == home.tick()
 
 
+@embedded_only
 def test_damage_is_unavailable_not_nothing(home, share):
-    size = home.path.stat().st_size
     home.close()
+    db = apsw.Connection(str(home.path))
+    query = "SELECT rootpage FROM sqlite_schema WHERE type = 'table' AND name IN ('heads', 'rosters')"
+    pages = [row[0] for row in db.execute(query)]
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.close()
     with open(home.path, "r+b") as f:
-        f.seek(4096)
-        f.write(os.urandom(size - 4096))
+        for page in pages:
+            f.seek((page - 1) * 4096)
+            f.write(os.urandom(4096))
     opened = EmbeddedMetadata(home.path)
     fails("metadata_unavailable", opened.head, share.share)
     fails("metadata_unavailable", opened.share_state, share.share, bytes(16))
     opened.close()
 
 
+@embedded_only
 def test_triggers_of_others_do_not_run(home, share):
     with evil.opened(home.path) as db:
         db.execute("CREATE TRIGGER t AFTER INSERT ON letters BEGIN DELETE FROM rosters; END")
@@ -768,6 +792,7 @@ def test_a_full_disk_is_no_space(tmp_path):
 # -- the embedded home: several processes ---------------------------------------------------------------
 
 
+@embedded_only
 def test_two_openers_see_each_other(tmp_path, home):
     other = EmbeddedMetadata(home.path)
     tick = other.tick()
@@ -779,6 +804,7 @@ def test_two_openers_see_each_other(tmp_path, home):
     other.close()
 
 
+@embedded_only
 def test_a_locked_store_is_unavailable_after_the_deadline(home, share):
     impatient = EmbeddedMetadata(home.path, busy_seconds=0.2)
     holder = apsw.Connection(str(home.path))
@@ -828,6 +854,7 @@ def racer(home, share, writes):
     )
 
 
+@embedded_only
 def test_racing_processes_lose_no_head(home, share):
     racers = [racer(home, share, 25) for _ in range(3)]
     outcomes = [process.communicate(timeout=120) for process in racers]
@@ -840,6 +867,7 @@ def test_racing_processes_lose_no_head(home, share):
         assert evil.peek(Head, following).ver == evil.peek(Head, previous).ver + 1
 
 
+@embedded_only
 def test_racing_threads_of_one_home(home, share):
     publications = [share.publication(head=share.head()) for _ in range(8)]
     outcomes: list[str] = []
@@ -889,6 +917,7 @@ trio.run(main)
 """
 
 
+@embedded_only
 def test_kill_9_keeps_everything_acknowledged(home):
     for round_ in range(3):
         before = len(run(home.letters, bytes(16)))
@@ -933,12 +962,14 @@ def test_two_users_of_one_group():
 # -- the embedded home: durability and cost, as facts ----------------------------------------------------
 
 
+@embedded_only
 def test_every_writing_connection_is_wal_and_full(home):
     for link in (home._database._writer, home._database._reader):
         assert link.connection.execute("PRAGMA journal_mode").get == "wal"
         assert link.connection.execute("PRAGMA synchronous").get == 2
 
 
+@embedded_only
 def test_share_state_is_one_trip_and_one_moment(home, share, monkeypatch):
     trips = 0
     real = trio.to_thread.run_sync
@@ -954,9 +985,9 @@ def test_share_state_is_one_trip_and_one_moment(home, share, monkeypatch):
     monkeypatch.undo()
 
     # Somebody publishes roster and head between two of its queries: they must not be mixed.
-    import meshkitfs.metadata.embedded as embedded
+    from meshkitfs.metadata import _queries
 
-    real_head, old = embedded._newest_head, run(home.share_state, share.share, bytes(16))
+    real_head, old = _queries.newest_head, run(home.share_state, share.share, bytes(16))
     other = EmbeddedMetadata(home.path)
 
     def meanwhile(db, wanted):
@@ -968,12 +999,13 @@ def test_share_state_is_one_trip_and_one_moment(home, share, monkeypatch):
         thread.join(30)
         return real_head(db, wanted)
 
-    monkeypatch.setattr(embedded, "_newest_head", meanwhile)
+    monkeypatch.setattr(_queries, "newest_head", meanwhile)
     assert run(home.share_state, share.share, bytes(16)) == old
     assert run(home.share_state, share.share, bytes(16)).head != old.head
     other.close()
 
 
+@embedded_only
 def test_tick_never_waits(home, share):
     link = home._database._ticker
     with link.lock:  # as when another thread follows a replaced file
@@ -991,6 +1023,7 @@ def test_tick_never_waits(home, share):
         holder.close()
 
 
+@embedded_only
 def test_a_cancelled_reader_stops_and_a_publisher_does_not(home, share, monkeypatch):
     entered, release = threading.Event(), threading.Event()
     real = database.in_transaction
@@ -1046,17 +1079,21 @@ def test_a_file_of_version_1_is_brought_up_to_date(tmp_path):
     path = tmp_path / "metadata.db"
     old_file(path)
     share = Share.new()
-    roster, head = share.roster(), share.head()
+    roster, head, alice = share.roster(), share.head(), identity("alice", SigningKey.generate())
     with evil.opened(path) as db:
         db.execute(
             "INSERT INTO rosters VALUES (?, 1, ?, ?, ?)",
             (share.share, share.owner.public, record_hash(roster), roster),
         )
         db.execute("INSERT INTO heads VALUES (?, 1, ?, ?)", (share.share, record_hash(head), head))
+        db.execute("INSERT INTO identities VALUES ('alice', 0, ?)", (alice,))
     share.seq, share.ver, share.prev = 1, 1, record_hash(head)
     home = EmbeddedMetadata(path, clock=lambda: NOW)
     assert run(home.head, share.share) == head
     assert run(home.retention, share.share) is None
+    # Whose encryption key it is was in no table then: nobody else can claim it now.
+    eve = identity("eve", SigningKey.generate(), enc=evil.peek(IdentityRecord, alice).enc)
+    fails("identity_handle_taken", home.publish_identity, "eve", eve)
     share.publish(home, head=share.head())
     record = share.retention((1, 1))
     run(home.retain, share.share, record)
@@ -1071,7 +1108,7 @@ def test_a_file_of_version_1_is_brought_up_to_date(tmp_path):
     with evil.opened(path) as old, evil.opened(tmp_path / "new.db") as new:
         # The statements are the same but for the place where they stand.
         assert old.execute(tables).fetchall() == new.execute(tables).fetchall()
-        assert old.execute("PRAGMA user_version").get == new.execute("PRAGMA user_version").get == 2
+        assert old.execute("PRAGMA user_version").get == new.execute("PRAGMA user_version").get == 3
 
 
 def test_several_homes_meet_an_old_file_at_once(tmp_path):

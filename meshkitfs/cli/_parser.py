@@ -14,6 +14,7 @@ from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers, _shares
 from ._context import Context
 from ._keeping_grammar import keeping_commands
+from ._serve import serve_commands
 
 __all__ = ["UsageError", "build_parser"]
 
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _people_commands(add)
     _look_commands(add)
     keeping_commands(add)
+    serve_commands(add)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The SQLite file of the embedded metadata home: how it is made, opened, shared and given up.
+"""The SQLite file of a metadata home: how it is made, opened, shared and given up.
 
 Several processes of several UNIX users use one file at the same time. It is in WAL mode with
 synchronous=FULL, so what was committed survives kill -9 and power loss; waiting for another writer has a
@@ -18,11 +18,13 @@ from typing import Final, TypeVar
 import apsw
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.metadata import _schema
+from meshkitfs.metadata import _queries, _schema
+from meshkitfs.metadata._connection import Connection, Heard, Row
 
-__all__ = ["Database", "create_file"]
+__all__ = ["Database", "SqliteConnection", "create_file"]
 
 _CREATE_WAIT_SECONDS: Final = 10.0
+_WATCH_SECONDS: Final = 0.2  # between two looks for changes that other processes have made
 
 T = TypeVar("T")
 
@@ -38,6 +40,9 @@ class Database:
         self.path = path
         self._busy_seconds = busy_seconds
         self._epoch = 0
+        self._hasty: _Link | None = None
+        self._opening = threading.Lock()
+        self._closed = threading.Event()
         with _classified():
             self._writer = _Link(path, busy_seconds)
             try:
@@ -47,13 +52,16 @@ class Database:
                 self.close()
                 raise
 
-    def read(self, work: Callable[[apsw.Connection], T]) -> T:
+    def read(self, work: Callable[[Connection], T]) -> T:
         """Run queries that see one moment of the store."""
         return self._run(self._reader, "BEGIN", work)
 
-    def write(self, work: Callable[[apsw.Connection], T]) -> T:
-        """Run reads and writes as one transaction, alone; an exception undoes it."""
-        return self._run(self._writer, "BEGIN IMMEDIATE", work)
+    def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
+        """Run reads and writes as one transaction, alone; an exception undoes it.
+
+        What is not ``durable`` survives kill -9, but is not waited for until it is on the disk.
+        """
+        return self._run(self._writer if durable else self._hurried(), "BEGIN IMMEDIATE", work)
 
     def tick(self) -> int:
         """A number that differs from the last one whenever the file may have changed. Never waits."""
@@ -69,15 +77,48 @@ class Database:
         self._epoch += 1
         return self._epoch << 32
 
+    def listen(self, heard: Heard) -> Callable[[], None]:
+        """Call ``heard(None)`` soon (a quarter of a second) after every announcement, until told to stop.
+
+        The thread that looks ends with it, and with `close`.
+        """
+        stop = threading.Event()
+        threading.Thread(target=self._watch, args=(heard, stop), daemon=True, name="metadata-watch").start()
+        return stop.set
+
     def close(self) -> None:
         """Close the file. Harmless when repeated."""
-        for name in ("_ticker", "_reader", "_writer"):
+        self._closed.set()
+        for name in ("_ticker", "_reader", "_writer", "_hasty"):
             link: _Link | None = getattr(self, name, None)
             if link is not None:
                 with link.lock:
                     link.close()
 
-    def _run(self, link: _Link, begin: str, work: Callable[[apsw.Connection], T]) -> T:
+    def _hurried(self) -> _Link:
+        with self._opening, _classified():
+            if self._hasty is None:
+                self._hasty = _Link(self.path, self._busy_seconds, synchronous="NORMAL")
+                # Writers of one process take turns here: SQLite would have them sleep and try again.
+                self._hasty.lock = self._writer.lock
+            return self._hasty
+
+    def _watch(self, heard: Heard, stop: threading.Event) -> None:
+        tick, announced = -1, -1
+        while not stop.is_set() and not self._closed.is_set():
+            now = self.tick()
+            if now != tick:
+                tick = now
+                try:
+                    newest = self.read(lambda db: _queries.changed(db, _queries.EVERYTHING))
+                except MeshkitError:
+                    newest = -2  # not known: they look for themselves, and meet the error
+                if newest != announced:
+                    announced = newest
+                    heard(None)
+            stop.wait(_WATCH_SECONDS)
+
+    def _run(self, link: _Link, begin: str, work: Callable[[Connection], T]) -> T:
         with _acquired(link.lock, self._busy_seconds), _classified():
             if link.is_stale():
                 link.reopen()
@@ -85,16 +126,49 @@ class Database:
                 if self._ticker.is_stale():
                     self._ticker.reopen()
                     self._epoch += 1
-            return in_transaction(link.connection, begin, work)
+            return in_transaction(link.connection, begin, lambda db: _settled(SqliteConnection(db), work))
+
+
+def _settled(db: SqliteConnection, work: Callable[[Connection], T]) -> T:
+    result = work(db)
+    if db.announced:
+        _queries.settle(db, db.announced)
+    return result
+
+
+class SqliteConnection:
+    """One transaction of the file, as the queries want it. Writers are alone, so there is nothing to lock."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.announced: list[bytes] = []
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """Run a query and return all its rows."""
+        return list(self._connection.execute(query, values))
+
+    def run(self, query: str, *values: object) -> int:
+        """Run a statement and return how many rows it has changed."""
+        self._connection.execute(query, values).fetchall()
+        return self._connection.changes()
+
+    def lock(self, kind: str, key: bytes) -> None:
+        """Nothing to do."""
+
+    def announce(self, subject: bytes) -> None:
+        """Have it numbered with the commit: whoever looks at the file sees it."""
+        if subject not in self.announced:
+            self.announced.append(subject)
 
 
 class _Link:
     """One connection. It notices that the file was removed or replaced; SQLite goes on with the old one."""
 
-    def __init__(self, path: Path, busy_seconds: float) -> None:
+    def __init__(self, path: Path, busy_seconds: float, *, synchronous: str = "FULL") -> None:
         self.lock = threading.Lock()
         self._path = path
         self._busy_seconds = busy_seconds
+        self._synchronous = synchronous
         self._closed = False
         self._open()
 
@@ -123,6 +197,7 @@ class _Link:
             migrate(self.connection)
             check_format(self.connection, self._path)
             self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            self.connection.execute(f"PRAGMA synchronous = {self._synchronous}").fetchall()
         except BaseException:
             self.connection.close()
             raise
@@ -215,6 +290,8 @@ def _migrate(connection: apsw.Connection) -> None:
     # Looked at again inside the transaction: another process may have done it meanwhile.
     while (version := connection.execute("PRAGMA user_version").get) in _schema.MIGRATIONS:
         connection.execute(_schema.MIGRATIONS[version]).fetchall()
+        if version in _queries.COMPLETE:
+            _queries.COMPLETE[version](SqliteConnection(connection))
         connection.execute(f"PRAGMA user_version = {version + 1}").fetchall()
 
 
