@@ -524,8 +524,13 @@ def test_junk_is_refused(home, share, junk):
 # -- every home: letters --------------------------------------------------------------------------------
 
 
+def mailbox() -> bytes:
+    """The kid of a new encryption key, which is somebody's mailbox."""
+    return EncryptionKey.generate().kid
+
+
 def test_letters(home):
-    bob, carol = os.urandom(16), os.urandom(16)
+    bob, carol = mailbox(), mailbox()
     first = run(home.post_letter, bob, b"one")
     second = run(home.post_letter, bob, b"two")
     other = run(home.post_letter, carol, b"three")

@@ -101,6 +101,7 @@ class Endpoint:
         files: Mapping[str, tuple[str, bytes, str]] | None = None,
         json: Any = None,
         accept: Collection[int] = _SUCCESS,
+        last: Collection[int] = (),
         cap: int | None = None,
         idempotent: bool | None = None,
         deadline_s: float | None = None,
@@ -108,8 +109,9 @@ class Endpoint:
         """Send a request and return its answer, whole.
 
         ``path`` is below the base URL; ``accept`` are the statuses that the caller wants to see, every other
-        one raises the ``refused`` code. ``cap`` and ``deadline_s`` (for each try) take the place of the
-        limits'. ``idempotent`` says that it may be repeated; by default the method tells.
+        one raises the ``refused`` code; those in ``last`` are tried again like others, and returned in the
+        end. ``cap`` and ``deadline_s`` (for each try) take the place of the limits'. ``idempotent`` says that
+        it may be repeated; by default the method tells.
 
         Raises the ``unreachable`` code when there is no valid answer, after the tries that are allowed.
         """
@@ -141,6 +143,8 @@ class Endpoint:
             if reply is not None:
                 pause = max(pause, retry_after(reply.headers.get("retry-after")) or 0.0)
             if not again or failures >= tries or trio.current_time() + pause > ends:
+                if reply is not None and reply.status in last:
+                    return reply
                 raise problem
             _log.debug("%s: tried again in %.1f s: %s", self.name, pause, problem.detail)
             await trio.sleep(pause)
