@@ -151,7 +151,7 @@ _ROWS: Final = (
     ("service_key_changed", "access", _errno.EACCES,
      "The metadata service shows another key for its timestamps than this home has known.",
      "Ask whoever runs the service whether that is meant; if it is, run "
-     "'meshkitfs doctor --trust-service-key'."),
+     "'meshkitfs doctor --trust-service'."),
     ("rate_limited", "unavailable", _errno.EIO,
      "The service is asked too often by this identity or address.",
      "It is tried again by itself; wait a minute if this stays."),

@@ -195,12 +195,12 @@ Session._close = _close_unless_crashed
 class Device:
     """One home with its session and filesystem."""
 
-    def __init__(self, world, root, name, beside=None):
+    def __init__(self, world, root, name, beside=None, metadata=None):
         self.world = world
         self.root = Path(root)
         self.name = name
         self.blocks = beside.blocks if beside else self.root / "blocks"
-        self.metadata = beside.metadata if beside else self.root / "metadata.db"
+        self.metadata = metadata or (beside.metadata if beside else self.root / "metadata.db")
         self.home = Home(self.root)
         self.session = None
         self.fs = None

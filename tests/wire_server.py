@@ -38,15 +38,22 @@ class WireServer(HttpServer):
         self.join, self.secret = (join, None) if join == "open" else join
         self.clock = clock
         self.nonces = set()
+        self.answering = self.feeding = True
+        self.mute = self.key_home = None
+        self.polling = 0
         self.seen = {}
         super().__init__(self._answer, tls)
 
     async def _answer(self, request, stream):
+        if not self.answering or (not self.feeding and request.path == "/v1/changes"):
+            return None
         try:
             result = await self._do(request)
         except MeshkitError as error:
             body = {"error": {"code": error.code, "message": error.reason.sentence, "detail": error.detail}}
             return Answer(STATUS[error.code], json.dumps(body).encode())
+        if self.mute and request.method == "POST" and request.path.startswith(self.mute):
+            return None
         if result is None:
             return Answer(204)
         status = 200
@@ -74,7 +81,7 @@ class WireServer(HttpServer):
         query = {name: values[0] for name, values in parse_qs(request.target.partition("?")[2]).items()}
         body = json.loads(request.body) if request.body else {}
         if parts == ["v1", "service"]:
-            key = wire.b64(await home.service_key())
+            key = wire.b64(await (self.key_home or home).service_key())
             return {"service": "meshkitfs", "version": 1, "key": key, "time": self.clock(), "join": self.join, "limits": {}}  # fmt: skip
         newcomer = None
         if parts[1] == "identities" and request.method == "POST":
@@ -125,7 +132,11 @@ class WireServer(HttpServer):
             case "GET", ["identity-keys", kid]:
                 return {"chain": [wire.b64(blob) for blob in await home.identity_by_kid(bytes.fromhex(kid))]}
             case "POST", ["changes"]:
-                return await self._changes(body)
+                self.polling += 1
+                try:
+                    return await self._changes(body)
+                finally:
+                    self.polling -= 1
         raise MeshkitError("invalid_argument", request.path)
 
     async def _changes(self, body):
@@ -150,7 +161,7 @@ class WireServer(HttpServer):
                     mail = letters != before[1]
                     if changed or mail:
                         return self._news(now, letters, changed, mail)
-                if not body["wait"]:
+                if not body["wait"] or not self.answering or not self.feeding:
                     break
                 await trio.sleep(0.02)
         now, letters = await looks()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ..daemon import client, config, logs
 from ..errors import MeshkitError
+from . import _joining as joining
 from ._context import Context
 from ._output import fields, printable
 
@@ -48,10 +51,11 @@ def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, pub
                 home,
                 handle,
                 _provider(context, args.provider, given),
-                _metadata(context, args.metadata, given),
+                _metadata(context, args, given),
                 args.key_vault or (given.key_vault.type if given and given.key_vault else None),
                 context.passphrase,
                 publish,
+                joining.join(args.join_file),
             )
         )
     vault = data.get("key_vault") or {}
@@ -88,10 +92,18 @@ def _provider(context: Context, text: str | None, given: config.Config | None) -
     return f"{kind}:{_absolute(place)}" if colon and place else text
 
 
-def _metadata(context: Context, text: str | None, given: config.Config | None) -> str:
-    if text is None:
-        return str(given.metadata.path if given else context.home.metadata_db)
-    return _absolute(text)
+def _metadata(
+    context: Context, args: argparse.Namespace, given: config.Config | None
+) -> config.MetadataConfig:
+    if args.metadata is None:
+        where = given.metadata if given else config.MetadataConfig(context.home.metadata_db)
+    else:
+        where = config.MetadataConfig.parse(args.metadata)
+    if args.metadata_ca is None:
+        return where
+    if where.type != "http":
+        raise MeshkitError("invalid_argument", "--metadata-ca is for a metadata service")
+    return replace(where, ca_file=Path(_absolute(args.metadata_ca)))
 
 
 def _absolute(path: str) -> str:

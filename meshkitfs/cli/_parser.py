@@ -32,6 +32,7 @@ environment:
   MESHKITFS_HOME             the home directory (default ~/.local/share/meshkitfs)
   MESHKIT_CONFIG             the configuration file (default HOME/meshkit.config.json)
   MESHKITFS_PASSPHRASE_FILE  a file of mode 0600 that holds the passphrase of the key vault
+  MESHKITFS_JOIN_TOKEN       what the metadata service asks newcomers for (see init --join-file)
 """
 
 
@@ -149,7 +150,17 @@ def _setup_commands(add: _Adder) -> None:
 
 def _store_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", metavar="local:DIR", help="the byte store (default: HOME/blocks)")
-    parser.add_argument("--metadata", metavar="FILE", help="the metadata store (default: HOME/metadata.db)")
+    parser.add_argument(
+        "--metadata",
+        metavar="FILE|URL",
+        help="the metadata store, or the address of a metadata service (default: HOME/metadata.db)",
+    )
+    parser.add_argument(
+        "--metadata-ca",
+        metavar="FILE",
+        help="the certificate authority of that service, in place of the system's",
+    )
+    _join_option(parser)
     parser.add_argument(
         "--key-vault",
         metavar="KIND",
@@ -158,6 +169,15 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         "(default: secret-service where there is one, else passphrase-file)",
     )
     parser.add_argument("--if-needed", action="store_true", help="succeed if the home is set up already")
+
+
+def _join_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--join-file",
+        metavar="FILE",
+        help="a file of mode 0600 (or - for stdin) with the token or invitation that the metadata service "
+        "asks newcomers for (default: the environment variable MESHKITFS_JOIN_TOKEN)",
+    )
 
 
 def _mount_commands(add: _Adder) -> None:
@@ -325,7 +345,8 @@ def _people_commands(add: _Adder) -> None:
     )
     create.add_argument("name", metavar="NAME", nargs="?", help="(default: your login name)")
     _store_options(create)
-    identity.command("publish", _people.identity_publish, "publish your identity in the directory")
+    publish = identity.command("publish", _people.identity_publish, "publish your identity in the directory")
+    _join_option(publish)
 
     contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
     contacts.command("list", _people.contacts_list, "list your contacts")
@@ -366,6 +387,11 @@ def _look_commands(add: _Adder) -> None:
     )
     doctor.add_argument(
         "--reset-clock", action="store_true", help="the clock was wrong before; it is right now"
+    )
+    doctor.add_argument(
+        "--trust-service",
+        action="store_true",
+        help="take the key that the metadata service shows now; ask whoever runs it first",
     )
     add.command("version", _inspect.version, "print the version")
 

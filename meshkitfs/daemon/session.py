@@ -19,6 +19,7 @@ import trio
 from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate
 from meshkitfs.identity import (
@@ -30,7 +31,7 @@ from meshkitfs.identity import (
     save_identity,
     standing,
 )
-from meshkitfs.metadata import EmbeddedMetadata, Metadata
+from meshkitfs.metadata import HttpMetadata, Metadata
 from meshkitfs.providers import ByteStore, open_provider, parse_provider
 from meshkitfs.shares import (
     SPOOL_LIMIT,
@@ -119,13 +120,14 @@ class Session:
             stack.callback(state.close)
             store = open_provider(parse_provider(settings.provider.spec), absent=absent)
             stack.callback(store.close)
-            metadata = EmbeddedMetadata(settings.metadata.path)
-            stack.callback(metadata.close)
+            metadata = await stack.enter_async_context(open_metadata(settings.metadata, identity, state))
             spool = await trio.to_thread.run_sync(_spool, home, state)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(home, settings, vault, identity, state, store, metadata, spool, nursery)
             await session.look_at_vault()
+            if isinstance(metadata, HttpMetadata):
+                nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._resume)
@@ -206,8 +208,10 @@ class Session:
         while True:
             await trio.sleep(WATCH_S)
             try:
-                for share in list(self.book.shares.values()):
-                    await share.refresh()
+                async with trio.open_nursery() as nursery:
+                    # Together: one that must wait for an answer does not keep the others.
+                    for share in list(self.book.shares.values()):
+                        nursery.start_soon(share.refresh)
                 await self.book.renew_rosters()
             except MeshkitError as error:
                 _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)

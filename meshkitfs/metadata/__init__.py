@@ -1,10 +1,12 @@
 """Metadata homes: capsules, rosters, timestamps, heads, mailboxes and the identity directory."""
 
 from meshkitfs.metadata._api import Metadata, Publication, ShareState
+from meshkitfs.metadata._feed import RECHECK_S
 from meshkitfs.metadata.embedded import EmbeddedMetadata
-from meshkitfs.metadata.http import HttpMetadata, KeyPin, ServiceInfo
+from meshkitfs.metadata.http import HttpMetadata, KeyPin, ServiceInfo, look
 
 __all__ = [
+    "RECHECK_S",
     "EmbeddedMetadata",
     "HttpMetadata",
     "KeyPin",
@@ -12,4 +14,5 @@ __all__ = [
     "Publication",
     "ServiceInfo",
     "ShareState",
+    "look",
 ]

@@ -108,10 +108,9 @@ def read_service(value: Any) -> ServiceInfo:
     """Return what the service says of itself. Fields of later versions are no obstacle, a later wire is."""
     if not isinstance(value, dict) or value.get("service") != SERVICE:
         raise MeshkitError("invalid_argument", "that is not a meshkitfs service")
-    if value.get("version") != WIRE_VERSION:
-        raise MeshkitError(
-            "invalid_argument", f"it speaks version {value.get('version')!r:.20}, not {WIRE_VERSION}"
-        )
+    version = value.get("version")
+    if type(version) is not int or version != WIRE_VERSION:
+        raise MeshkitError("invalid_argument", f"it speaks version {version!r:.20}, not {WIRE_VERSION}")
     key, join = from_b64(value.get("key"), "key"), value.get("join")
     moment: Any = value.get("time")
     if type(moment) not in (int, float) or not math.isfinite(moment):

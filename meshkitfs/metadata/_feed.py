@@ -141,6 +141,11 @@ class Feed:
                     _log.warning("the change feed is away: %s (%s)", error.code, error.detail)
                 self._problem = error.code
                 failures += 1
+            except Exception:
+                # A defect here must not take the mount down; without a feed it only asks more often.
+                _log.exception("the change feed failed in a way nobody foresaw")
+                self._problem = "internal_error"
+                failures += 1
             else:
                 if self._problem:
                     _log.info("the change feed is back")

@@ -32,7 +32,7 @@ from meshkitfs.metadata._wire import (
 )
 from meshkitfs.net import Codes, Endpoint, Limits, Reply, Secret, SignatureAuth, Tls
 
-__all__ = ["HttpMetadata", "KeyPin", "ServiceInfo"]
+__all__ = ["HttpMetadata", "KeyPin", "ServiceInfo", "look"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,8 @@ _CODES: Final = Codes("metadata_unavailable", "metadata_unavailable")
 # The gate waits 10 s and a publication 30 s: within that, a lost answer is asked for again.
 _LIMITS: Final = Limits(deadline_s=5.0, overall_s=9.0, tries=3, concurrency=8, cap=16 << 20)
 _FEED_LIMITS: Final = Limits(deadline_s=POLL_DEADLINE_S, tries=1, concurrency=1, cap=1 << 20)
+# What a newcomer shows, by what the service asks for.
+_JOIN_HEADERS: Final = {"token": ("Authorization", "Bearer {}"), "invite": ("Meshkit-Invitation", "{}")}
 _PUBLISH_DEADLINE_S: Final = 12.0
 # More would not fit the deadline of anybody who asks, and a service must not fill the memory with them.
 _HEADS_MAX: Final = 100_000
@@ -59,7 +61,7 @@ class HttpMetadata:
     """A `Metadata` at a URL. Belongs to one run of trio; `run` and `aclose` are called in it.
 
     ``signing`` gives the identity's signing key, or raises why it cannot be had. ``mailbox`` is the kid whose
-    letters are watched for. ``join`` is what a newcomer shows to be taken in. ``clock`` is UNIX seconds.
+    letters are watched for. ``join`` gives what a newcomer shows to be taken in. ``clock`` is UNIX seconds.
     Raises invalid_config for an unusable address or TLS file.
     """
 
@@ -72,7 +74,7 @@ class HttpMetadata:
         mailbox: bytes | None = None,
         tls: Tls | None = None,
         uds: Path | None = None,
-        join: Secret | None = None,
+        join: Callable[[], Secret | None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         auth = SignatureAuth(signing, clock)
@@ -80,7 +82,7 @@ class HttpMetadata:
         # A poll that hangs must neither be in the way of other requests nor make the service look dead.
         self._polling = Endpoint(url, _CODES, auth=auth, limits=_FEED_LIMITS, tls=tls, uds=uds)
         self._pin = pin
-        self._join = join
+        self.join = join
         self._clock = clock
         self._closed = False
         self.feed = Feed(self._poll, mailbox)
@@ -234,10 +236,19 @@ class HttpMetadata:
 
         The first one of a newcomer goes with what the service asks for; without it, metadata_unauthorized.
         """
+        try:
+            await self._publish_identity(handle, record, {})
+        except MeshkitError as error:
+            if error.code != "metadata_unauthorized" or self.join is None:
+                raise
+            # A member needs no introduction, and shows the secret to nobody.
+            await self._publish_identity(handle, record, await self._introduction(self.join))
+
+    async def _publish_identity(self, handle: str, record: bytes, headers: Mapping[str, str]) -> None:
         codes = {"identity_handle_taken", "invalid_record", *answers.PUBLISHING}
         await self._send(
             "POST", f"/v1/identities/{_handle(handle)}", 204, codes, json={"record": b64(record)},
-            headers=await self._introduction(), idempotent=True,
+            headers=headers, idempotent=True,
         )  # fmt: skip
 
     async def identity(self, handle: str) -> list[bytes]:
@@ -250,14 +261,14 @@ class HttpMetadata:
         reply = await self._send("GET", f"/v1/identity-keys/{kid.hex()}")
         return answers.read(reply, answers.read_chain, self.name)
 
-    async def _introduction(self) -> Mapping[str, str]:
+    async def _introduction(self, join: Callable[[], Secret | None]) -> Mapping[str, str]:
         """The headers that let a newcomer in: the secret, where the service says that it wants one."""
-        if self._join is None:
+        asked = (await self.info()).join
+        secret = join() if asked in _JOIN_HEADERS else None
+        if secret is None:
             return {}
-        join = (await self.info()).join
-        if join == "token":
-            return {"Authorization": f"Bearer {self._join.reveal()}"}
-        return {"Meshkit-Invitation": self._join.reveal()} if join == "invite" else {}
+        name, form = _JOIN_HEADERS[asked]
+        return {name: form.format(secret.reveal())}
 
     # -- the rest ----------------------------------------------------------------------------------------
 
@@ -305,6 +316,16 @@ class HttpMetadata:
         if reply.status != wanted:
             raise answers.refusal(reply, codes, self.name)
         return reply
+
+
+async def look(url: str, tls: Tls | None = None, uds: Path | None = None) -> ServiceInfo:
+    """Ask a service who it is, unsigned and once. Raises invalid_config, metadata_unavailable."""
+    endpoint = Endpoint(url, _CODES, limits=Limits(deadline_s=5.0, tries=1), tls=tls, uds=uds)
+    try:
+        reply = await endpoint.request("GET", "/v1/service", accept={200})
+        return answers.read(reply, answers.read_service, endpoint.name)
+    finally:
+        await endpoint.aclose()
 
 
 def _handle(handle: str) -> str:

@@ -277,5 +277,15 @@ def _context(tls: Tls) -> ssl.SSLContext:
 
 def _reason(error: httpx.HTTPError) -> str:
     """Return what went wrong below HTTP. The texts of httpx name hosts and system errors, never headers."""
-    text = str(error).strip()
+    text = str(error).strip() or _cause(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _cause(error: BaseException) -> str:
+    """Return what TLS or the system said below an error that says nothing itself."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, ssl.SSLError | OSError) and str(below):
+            return str(below)
+        below = below.__cause__ or below.__context__
+    return ""
