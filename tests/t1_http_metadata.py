@@ -586,6 +586,23 @@ def test_a_share_that_is_asked_about_goes_along_at_once(followed):
     assert line.asked[-1]["after"] == "c"
 
 
+def test_more_shares_than_a_poll_holds(followed, monkeypatch):
+    """Those that do not go along are asked about as often as without a feed."""
+    made, line, clock, settle, world = followed
+    monkeypatch.setattr(feed, "SHARES_MAX", 2)
+    for number in range(4):
+        clock.now += 0.1
+        made.asked(bytes([number]) * 16)
+    line_say(world, line)
+    settle()
+    settle()
+    assert line.asked[-1]["shares"] == [wire.b64(bytes([number]) * 16) for number in (2, 3)]
+    before = [made.tick(bytes([number]) * 16) for number in range(4)]
+    clock.now += feed.STEP_S + 1
+    after = [made.tick(bytes([number]) * 16) for number in range(4)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, True, True]
+
+
 def test_nobody_elses_shares_move_anything(followed):
     made, line, _, settle, world = followed
     line_say(world, line)

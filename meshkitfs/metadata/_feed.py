@@ -38,6 +38,8 @@ PAUSE_S: Final = 0.1
 # A command that is over at once needs no feed.
 FIRST_S: Final = 0.3
 _CURSOR_MAX: Final = 200
+# As many shares go into one poll; of more, the ones that were asked about last.
+SHARES_MAX: Final = 1000
 
 # Goes on while the machine sleeps: a laptop that wakes up must not rely on what it heard the day before.
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -114,7 +116,7 @@ class Feed:
         if share is None:
             return self._moved + sum(self._news.values()) + self.mail
         looked = self._looked.get(share)
-        if looked is not None and now - looked > RECHECK_S:
+        if looked is not None and now - looked > (RECHECK_S if share in self._asking else STEP_S):
             self._looked[share] = now
             self.changed(share)
         return self._moved + self._news.get(share, 0)
@@ -156,7 +158,8 @@ class Feed:
 
     async def _poll(self) -> bool:
         """Ask once and take the answer in; returns whether it came too early, with nothing in it."""
-        self._asking = frozenset(self._looked)
+        latest = sorted(self._looked, key=self._looked.__getitem__, reverse=True)
+        self._asking = frozenset(latest[:SHARES_MAX])
         sent, first = self.clock(), self._cursor is None
         body = {
             "shares": [b64(share) for share in sorted(self._asking)],
