@@ -48,9 +48,12 @@ class EvilService(HttpServer):
         self.log: list[tuple[str, str]] = []
         super().__init__(self._answer, tls)
 
-    def on(self, what, fault, times=None):
-        """Spoil answers of that kind from now on, for good or a number of times."""
-        self.faults[what] = [fault, times]
+    def on(self, what, fault, times=None, who=""):
+        """Spoil answers of that kind from now on, for good or a number of times.
+
+        ``who`` limits it to requests about one kid (in hex): the service is evil to one client only.
+        """
+        self.faults[what] = [fault, times, who]
 
     def heal(self):
         """Be honest from now on."""
@@ -62,7 +65,9 @@ class EvilService(HttpServer):
         self._remember(request, honest)
         for what in (_word(request.path), None):
             if what in self.faults:
-                fault, times = self.faults[what]
+                fault, times, who = self.faults[what]
+                if who not in request.target:
+                    continue
                 if times == 1:
                     del self.faults[what]
                 elif times is not None:
