@@ -37,7 +37,7 @@ class WireServer(HttpServer):
         self.home = home
         self.join, self.secret = (join, None) if join == "open" else join
         self.clock = clock
-        self.nonces = set()
+        self.nonces, self.codes = set(), set()
         self.answering = self.feeding = True
         self.mute = self.key_home = None
         self.polling = 0
@@ -124,13 +124,21 @@ class WireServer(HttpServer):
                         "token": (request.header("authorization") or "").removeprefix("Bearer "),
                         "invite": request.header("meshkit-invitation"),
                     }[self.join]
-                    if shown != self.secret:
+                    if shown in self.codes:
+                        self.codes.remove(shown)
+                    elif shown != self.secret:
                         raise MeshkitError("metadata_unauthorized", "not invited")
                 return await home.publish_identity(handle, record)
             case "GET", ["identities", handle]:
                 return {"chain": [wire.b64(blob) for blob in await home.identity(handle)]}
             case "GET", ["identity-keys", kid]:
                 return {"chain": [wire.b64(blob) for blob in await home.identity_by_kid(bytes.fromhex(kid))]}
+            case "POST", ["invitations"]:
+                self.codes.add(f"code{len(self.nonces)}")
+                return 201, {
+                    "code": f"code{len(self.nonces)}",
+                    "expires": int(self.clock()) + body["expires_in"],
+                }
             case "POST", ["changes"]:
                 self.polling += 1
                 try:

@@ -13,6 +13,7 @@ from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _mounting, _people, _shares
 from ._context import Context
+from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
 from ._serve import serve_commands
 
@@ -141,6 +142,11 @@ def _setup_commands(add: _Adder) -> None:
     )
     init.add_argument(
         "--identity", metavar="NAME", help="the name others share with (default: your login name)"
+    )
+    init.add_argument(
+        "--invitation",
+        metavar="FILE",
+        help="an invitation (mode 0600, or - for stdin): uses the metadata service in it, and claims it",
     )
     init.add_argument(
         "--no-publish", action="store_true", help="do not publish the identity in the directory"
@@ -286,6 +292,7 @@ def _share_commands(add: _Adder) -> None:
     )
     accept_rollback.add_argument("share", metavar="SHARE")
 
+    invite_commands(add, share, _rights)
     add.command("inbox", _shares.inbox, "list the invitations that others sent")
     accept = add.command("accept", _shares.accept, "accept an invitation", example="meshkitfs accept 4f0c")
     accept.add_argument(

@@ -23,6 +23,7 @@ from meshkitfs.core.durations import parse_expiry
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.inviting import Inviting, checked_rights
 from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.metadata_home import lateness, open_metadata
 from meshkitfs.daemon.session import WATCH_S, Session
@@ -90,6 +91,7 @@ class Service:
                 for name, function in versions.METHODS.items()
             },
             **Keeping(session).methods,
+            **Inviting(session).methods,
         }
 
     @classmethod
@@ -146,7 +148,7 @@ class Service:
         snapshot: bool = False, policy: str | None = None, vault: str | None = None,
         capability: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        names = _rights(rights or ["read"])
+        names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
         terms = Terms(names, until, policy or "", vault or "", capability or "")
         name, _, path = self._relative(target).strip("/").partition("/")
@@ -362,17 +364,6 @@ class Service:
         if not isinstance(metadata, HttpMetadata):
             raise MeshkitError("not_supported", "this home uses no metadata service")
         return {"key": (await metadata.trust_key()).hex()}
-
-
-def _rights(names: list[str]) -> tuple[str, ...]:
-    """Return the rights a capsule names for what was asked; writing includes reading."""
-    unknown = set(names) - {"list", "read", "write", "reshare"}
-    if unknown or not names:
-        raise MeshkitError("invalid_argument", f"rights {', '.join(sorted(unknown)) or '(none)'}")
-    if "reshare" in names:
-        # Rosters have one signer; a right that cannot be used must not be promised.
-        raise MeshkitError("not_supported", "'reshare': only the owner of a share can grant it to others")
-    return tuple(sorted({*names, "read"} if "write" in names else set(names)))
 
 
 async def initialize(

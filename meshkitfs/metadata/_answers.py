@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata._wire import from_b64, read_blobs, read_fields
-from meshkitfs.net import Reply
+from meshkitfs.net import Reply, Secret
 
 __all__ = [
     "ANSWERED",
@@ -24,6 +24,7 @@ __all__ = [
     "ServiceInfo",
     "read",
     "read_chain",
+    "read_invitation",
     "read_letters",
     "read_service",
     "refusal",
@@ -56,6 +57,7 @@ SERVICE: Final = "meshkitfs"
 WIRE_VERSION: Final = 1
 JOINS: Final = ("open", "token", "invite")
 _KEY_BYTES: Final = 32
+_CODE_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,14 @@ def read_service(value: Any) -> ServiceInfo:
     if len(key) != _KEY_BYTES or join not in JOINS:
         raise MeshkitError("invalid_argument", "it does not say its key, and how to join")
     return ServiceInfo(key, float(moment), join)
+
+
+def read_invitation(value: Any) -> Secret:
+    """Return the code of a new invitation."""
+    code = read_fields(value, ("code", "expires"), "an invitation")["code"]
+    if not isinstance(code, str) or not 0 < len(code) <= _CODE_MAX:
+        raise MeshkitError("invalid_argument", "an invitation without a code")
+    return Secret.checked(code, "the service's answer")
 
 
 def read_letters(value: Any) -> tuple[list[tuple[bytes, bytes]], bool]:

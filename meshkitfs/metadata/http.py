@@ -270,6 +270,19 @@ class HttpMetadata:
         name, form = _JOIN_HEADERS[asked]
         return {name: form.format(secret.reveal())}
 
+    async def invitation(self, lifetime_s: int) -> Secret | None:
+        """Have the service make an invitation that lets one newcomer in; None if it asks for none.
+
+        Raises ``metadata_forbidden`` if this identity may not invite.
+        """
+        if (await self.info()).join != "invite":
+            return None
+        reply = await self._send(
+            "POST", "/v1/invitations", 201, answers.PUBLISHING, json={"expires_in": lifetime_s},
+            idempotent=False,
+        )  # fmt: skip
+        return answers.read(reply, answers.read_invitation, self.name)
+
     # -- the rest ----------------------------------------------------------------------------------------
 
     def tick(self, share: bytes | None = None) -> int:
