@@ -1,6 +1,6 @@
 """A metadata service that does, on command, everything a service should not: a real server on a real socket.
 
-    with EvilService(honest_url) as evil:           # clients use evil.url
+    with evil_service(home) as evil:                # clients use evil.url; home is the metadata behind it
         evil.on("state", evil.html)                 # answers about shares' states are a page of HTML
         evil.on("changes", evil.silence)
         evil.on("state", evil.stale_roster)
@@ -17,15 +17,18 @@ Words for ``on``: ``state``, ``heads``, ``publications``, ``retention``, ``mailb
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+import evil
 import h11
 import trio
 from evil import peek
 from http_server import Answer, HttpServer, reset
+from inner_service import InnerService
 
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.records import Head, Timestamp
@@ -35,18 +38,29 @@ HTML = b"<!DOCTYPE html><html><body>Welcome to the hotel. Please log in.</body><
 
 
 class EvilService(HttpServer):
-    """``timestamp_key`` gives the service's signing key, for faults that vouch for something old."""
+    """``timestamp_key`` gives the service's signing key, for faults that vouch for something old.
 
-    def __init__(self, honest_url, timestamp_key=None, tls=None):
-        parts = urlsplit(honest_url)
-        self._upstream = (parts.hostname, parts.port)
+    The honest service must answer to this one's authority: it is told `stand_before` it once both are there.
+    """
+
+    def __init__(self, timestamp_key=None, tls=None):
+        self._upstream = ("", 0)
         self.timestamp_key = timestamp_key
+        self.inner = None
         self.faults = {}
         self.rosters: dict[bytes, list[bytes]] = {}
         self.published_heads: dict[bytes, list[bytes]] = {}
         self.capsules: list[tuple[bytes, bytes, bytes]] = []  # share, kid, blob
         self.log: list[tuple[str, str]] = []
         super().__init__(self._answer, tls)
+
+    def stand_before(self, honest_url):
+        parts = urlsplit(honest_url)
+        self._upstream = (parts.hostname, parts.port)
+
+    @property
+    def authority(self):
+        return f"127.0.0.1:{self.port}"
 
     def on(self, what, fault, times=None, who=""):
         """Spoil answers of that kind from now on, for good or a number of times.
@@ -129,6 +143,22 @@ class EvilService(HttpServer):
 
         return fault
 
+    def saying(self, **fields):
+        """Answers with these fields replaced, of routes that are about no share."""
+
+        async def fault(request, honest, stream):
+            value = json.loads(honest.body) | fields
+            return Answer(honest.status, json.dumps(value).encode(), honest.headers)
+
+        return fault
+
+    async def mute(self, request, honest, stream):
+        """Does what it is asked to do, and breaks off without saying so; reading goes on."""
+        if request.method == "GET":
+            return honest
+        reset(stream)
+        return None
+
     def roster_of(self, back):
         """The roster that many publications before the newest, vouched for as if it were in force."""
 
@@ -171,8 +201,8 @@ class EvilService(HttpServer):
     async def no_news(self, request, honest, stream):
         """A feed that answers, late as it should, that nothing has changed."""
         value = json.loads(honest.body) | {"shares": [], "mailbox": False}
-        if value and json.loads(request.body)["wait"]:
-            await trio.sleep(2)
+        if json.loads(request.body)["wait"]:
+            await trio.sleep(1)
         return Answer(200, json.dumps(value).encode(), honest.headers)
 
     # -- no answers at all ------------------------------------------------------------------------------
@@ -261,6 +291,18 @@ class EvilService(HttpServer):
             return Answer(number, body)
 
         return fault
+
+
+@contextlib.contextmanager
+def evil_service(home, **options):
+    """The real service over ``home`` (an EmbeddedMetadata) as ``inner``, with an `EvilService` before it."""
+    with (
+        EvilService(lambda: evil.service_key(home.path)) as between,
+        InnerService(home, names={between.authority}, **options) as honest,
+    ):
+        between.stand_before(honest.url)
+        between.inner = honest
+        yield between
 
 
 NO_ANSWERS = {

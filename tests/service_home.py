@@ -36,6 +36,8 @@ class MemoryPin:
 class Everybody:
     """``nursery`` runs the change feeds; ``options`` are those of `HttpMetadata`."""
 
+    stranger_code = "metadata_unauthorized"
+
     def __init__(self, nursery, url, now, **options):
         self._nursery, self._url, self._now, self._options = nursery, url, now, options
         self.pin = MemoryPin()
@@ -45,6 +47,7 @@ class Everybody:
         self._clients: dict[bytes, HttpMetadata] = {}
         self._default = SigningKey.generate()
         self._chains: dict[str, list[bytes]] = {}
+        self._published: set[bytes] = set()
         self._scopes: list[trio.CancelScope] = []
 
     def client(self, signing, mailbox=None):
@@ -69,7 +72,10 @@ class Everybody:
             self._scopes.append(scope)
             await client.run()
 
-    async def _of_share(self, share):
+    async def _of_share(self, share, kid=None):
+        """The owner; for a share that is not there, whoever asks about a kid of theirs."""
+        if kid in self.boxes and share not in self._published:
+            return await self._holder(self.boxes[kid])
         return await self.joined(self.owners.get(share, self._default))
 
     async def _of_box(self, kid):
@@ -84,10 +90,10 @@ class Everybody:
         return await (await self.joined(self._default)).service_key()
 
     async def share_state(self, share, kid):
-        return await (await self._of_share(share)).share_state(share, kid)
+        return await (await self._of_share(share, kid)).share_state(share, kid)
 
     async def capsules(self, share, kid):
-        return await (await self._of_share(share)).capsules(share, kid)
+        return await (await self._of_share(share, kid)).capsules(share, kid)
 
     async def roster(self, share):
         return await (await self._of_share(share)).roster(share)
@@ -109,6 +115,7 @@ class Everybody:
 
     async def publish(self, publication):
         await (await self._of_share(publication.share)).publish(publication)
+        self._published.add(publication.share)
 
     async def post_letter(self, to_kid, blob):
         await self._of_box(to_kid)  # a mailbox is somebody's

@@ -1,4 +1,4 @@
-"""The contract of every metadata home, kept by the HTTP client and a service together."""
+"""The contract of every metadata home, kept by the HTTP client and the service together, on both databases."""
 
 import os
 import time
@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 import t1_metadata_contract as contract
 from devices import World
+from inner_service import InnerService
 from service_home import Everybody
-from wire_server import WireServer
 
 from meshkitfs.core.keys import EncryptionKey
 from meshkitfs.metadata import EmbeddedMetadata
+from meshkitfs.metadata.postgres import PostgresMetadata
 
 share = contract.share
 old_share = contract.old_share
@@ -26,11 +27,18 @@ EVERY_HOME = {
 globals().update(EVERY_HOME)
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    with World(rate=1.0) as world:
+cluster = contract.cluster
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def home(request, tmp_path, monkeypatch):
+    """Everybody there is, at a service of their own."""
+    if request.param == "sqlite":
         behind = EmbeddedMetadata.create(tmp_path / "metadata.db", clock=lambda: contract.NOW)
-        with WireServer(behind) as server:
+    else:
+        behind = PostgresMetadata(request.getfixturevalue("cluster").fresh(), clock=lambda: contract.NOW)
+    with World(rate=1.0) as world:
+        with InnerService(behind) as server:
             opened = Everybody(world.nursery, server.url, time.time)
             _act_as_everybody(opened, world, monkeypatch)
             yield opened
@@ -55,6 +63,12 @@ def _act_as_everybody(home, world, monkeypatch):
         home.boxes[key.kid] = key
         return key.kid
 
+    granted = contract.Share.capsule
+
+    def capsule(self, to, *args, **changes):
+        home.boxes[to.kid] = to
+        return granted(self, to, *args, **changes)
+
     made = contract.identity
 
     def identity(handle, key, **changes):
@@ -63,5 +77,6 @@ def _act_as_everybody(home, world, monkeypatch):
 
     monkeypatch.setattr(contract, "run", run)
     monkeypatch.setattr(contract.Share, "new", classmethod(new_share))
+    monkeypatch.setattr(contract.Share, "capsule", capsule)
     monkeypatch.setattr(contract, "mailbox", mailbox)
     monkeypatch.setattr(contract, "identity", identity)

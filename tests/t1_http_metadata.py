@@ -9,11 +9,11 @@ import time
 import pytest
 import trio
 from devices import World
+from evil_service import evil_service
 from homes import wait_until
 from http_server import Answer, HttpServer, reset, unused_port
 from service_home import MemoryPin
 from t1_metadata_contract import Share
-from wire_server import WireServer
 
 from meshkitfs.core.identity_record import first_record
 from meshkitfs.core.keys import EncryptionKey, SigningKey
@@ -676,7 +676,7 @@ def served(tmp_path):
     """A client that follows a server, a share of its own there, and somebody else at the same store."""
     with World(rate=1.0) as world:
         behind = EmbeddedMetadata.create(tmp_path / "metadata.db")
-        with WireServer(behind) as server:
+        with evil_service(behind) as server:
             share = Share.new()
             home = HttpMetadata(server.url, lambda: share.owner, MemoryPin())
 
@@ -710,13 +710,13 @@ def served(tmp_path):
 def test_looking_at_the_number_asks_nobody(served):
     world, server, home, _, share = served
     world.run(home.share_state, share.share, KID)
-    before = len(server.nonces)
+    before = len(server.log)
 
     async def look_often():
         return {home.tick(share.share) for _ in range(10_000)}
 
     assert len(world.run(look_often)) == 1
-    assert len(server.nonces) <= before + 1  # a poll of the feed at most
+    assert len(server.log) <= before + 1  # a poll of the feed at most
 
 
 def test_a_change_arrives_within_a_second(served):

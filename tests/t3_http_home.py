@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 from devices import Device, World, scratch
+from evil_service import evil_service
 from homes import Person, wait_until
 from http_server import Answer, HttpServer, unused_port
-from wire_server import WireServer
+from inner_service import InnerService
 
+from meshkitfs.core.keys import SigningKey
 from meshkitfs.daemon import config
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.service import Service, initialize
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import EmbeddedMetadata
 from meshkitfs.metadata import _feed as feed
+from meshkitfs.metadata import _wire as wire
 from meshkitfs.net import Secret
 from meshkitfs.shares import Terms
 
@@ -37,7 +40,7 @@ def place():
 def served(place):
     """A service with nobody in it."""
     behind = EmbeddedMetadata.create(f"{place}/service.db")
-    with WireServer(behind) as server:
+    with evil_service(behind) as server:
         yield server
     behind.close()
 
@@ -102,11 +105,11 @@ def test_a_service_that_restarts_is_not_noticed_by_who_uses_what_is_open(two, se
     assert bob.view().read("file") == DATA
     live(alice, bob)
     walks = bob.session.gate.counters.walks
-    served.answering = False
+    served.on(None, served.reset)
     wait_until(lambda: bob.session.metadata.feed.problem, "the feed's end", 30)
     assert bob.view().read("file") == DATA
     assert bob.session.gate.counters.walks == walks
-    served.answering = True
+    served.heal()
     wait_until(lambda: not bob.session.metadata.feed.problem, "the feed's return", 30)
     alice.view().write("file", b"after")
     alice.flush()
@@ -118,7 +121,7 @@ def test_a_dead_feed_is_relied_upon_for_the_published_time_only(two, served):
     alice.grant("first", bob)
     assert bob.view().read("file") == DATA
     live(alice, bob)
-    served.feeding = False
+    served.on("changes", served.reset)
     alice.world.run(alice.session.book.revoke, alice.share(), "bob")
     metadata = bob.session.metadata
     tick = metadata.tick(bob.share().row.share)
@@ -136,11 +139,11 @@ def test_looking_at_files_asks_nobody(two, served):
     alice.grant("first", bob)
     bob.view().read("file")
     live(alice, bob)
-    time_before, before = time.monotonic(), len(served.nonces)
+    time_before, before = time.monotonic(), len(served.log)
     for _ in range(200):
         bob.view().attr("file")
     polls = 2 + 4 * (time.monotonic() - time_before)  # of the feeds; and of leases that end
-    assert len(served.nonces) - before <= polls
+    assert len(served.log) - before <= polls
 
 
 def test_a_session_ends_with_its_feed(two, served):
@@ -171,7 +174,9 @@ def join_as(world, place, name, url, join=None):
 @pytest.mark.parametrize("kind", ["token", "invite"])
 def test_a_newcomer_shows_what_the_service_asks_for(place, kind):
     behind = EmbeddedMetadata.create(f"{place}/service.db")
-    with World(rate=1.0) as world, WireServer(behind, (kind, "geheim")) as server:
+    token = "geheim" if kind == "token" else None
+    with World(rate=1.0) as world, InnerService(behind, kind, token) as server:
+        secret = token or server.invite()
         with pytest.raises(MeshkitError) as caught:
             join_as(world, place, "bob", server.url)
         assert caught.value.code == "metadata_unauthorized"
@@ -180,9 +185,9 @@ def test_a_newcomer_shows_what_the_service_asks_for(place, kind):
         assert caught.value.code == "metadata_unauthorized"
         # Nothing is left that would be in the way.
         assert not home_at(place, "bob").initialized
-        made = join_as(world, place, "bob", server.url, Secret("geheim"))
+        made = join_as(world, place, "bob", server.url, Secret(secret))
         assert made["published"] is True
-        assert "geheim" not in Path(f"{place}/bob/meshkit.config.json").read_text()
+        assert secret not in Path(f"{place}/bob/meshkit.config.json").read_text()
     behind.close()
 
 
@@ -198,11 +203,11 @@ def test_a_taken_name_leaves_nothing_behind(place, served):
 def test_keys_that_a_service_may_know_are_kept(place, served):
     """The answer to the first publication is lost: the home stays, and the same record is published later."""
     with World(rate=1.0) as world:
-        served.mute = "/v1/identities/"
+        served.on("identities", served.mute)
         with pytest.raises(MeshkitError) as caught:
             join_as(world, place, "bob", served.url)
         assert caught.value.code == "metadata_unavailable"
-        served.mute = None
+        served.heal()
         home = home_at(place, "bob")
         assert home.initialized
         bob = Device.__new__(Device)
@@ -226,20 +231,18 @@ def test_a_page_of_a_hotel_is_no_service(place):
 
 def test_another_key_of_the_service_is_reported(two, served, place):
     alice, _ = two
-    other = EmbeddedMetadata.create(f"{place}/other.db")
-    honest, served.key_home = served.home, other
+    key = wire.b64(SigningKey.generate().public)
+    served.on("service", served.saying(key=key))
     with pytest.raises(MeshkitError) as caught:
         alice.create_share("second")
     assert caught.value.code == "service_key_changed"
     alice.world.run(Service(alice.session).call, "metadata.trust_key", {})
-    served.key_home = None
+    served.heal()
     with pytest.raises(MeshkitError) as caught:
         alice.create_share("second")
     assert caught.value.code == "service_key_changed"
     alice.world.run(Service(alice.session).call, "metadata.trust_key", {})
     alice.create_share("second")
-    assert served.home is honest
-    other.close()
 
 
 # == the program =========================================================================================
@@ -247,7 +250,7 @@ def test_another_key_of_the_service_is_reported(two, served, place):
 
 def test_the_program_joins_with_a_secret_from_a_file_stdin_or_the_environment(place):
     behind = EmbeddedMetadata.create(f"{place}/service.db")
-    with WireServer(behind, ("token", "geheim")) as server:
+    with InnerService(behind, "token", "geheim") as server:
         secret = f"{place}/secret"
         Path(secret).write_text("geheim\n")
         options = ("--metadata", server.url, "--provider", f"local:{place}/blocks")
@@ -290,11 +293,11 @@ def test_doctor_says_in_words_what_is_wrong(place, served):
             "--provider", f"local:{place}/blocks",
         )  # fmt: skip
         assert [status for status, _, _ in doctor(bob)] == ["ok"]
-        served.clock = lambda: time.time() - 300
+        served.inner.clock = lambda: time.time() - 300
         (_, _, _), (status, detail, _) = doctor(bob)
         assert status == "fail"
         assert "s ahead of the service's" in detail
-        served.clock = time.time
+        served.inner.clock = time.time
 
         def point_at(url, **more):
             path = bob.home.config_path
@@ -320,15 +323,14 @@ def test_doctor_says_in_words_what_is_wrong(place, served):
 
 def test_doctor_and_certificates(place):
     trustme = pytest.importorskip("trustme")
-    import ssl
-
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(f"{place}/ca.pem")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    certificate.configure_cert(context)
+    certificate.cert_chain_pems[0].write_to_path(f"{place}/cert.pem")
+    certificate.private_key_pem.write_to_path(f"{place}/key.pem")
     behind = EmbeddedMetadata.create(f"{place}/service.db")
-    with WireServer(behind, tls=context) as server, Person(f"{place}/bob", "bob") as bob:
+    files = (f"{place}/cert.pem", f"{place}/key.pem")
+    with InnerService(behind, tls=files) as server, Person(f"{place}/bob", "bob") as bob:
         command = ("init", "--identity", "bob", "--key-vault", "plain-file", "--metadata", server.url)
         refused = bob.cli(*command, check=False)
         assert refused.error["code"] == "metadata_unavailable"

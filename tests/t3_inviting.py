@@ -13,7 +13,7 @@ import evil
 import pytest
 from devices import Device, World, scratch
 from homes import Person, wait_until
-from wire_server import WireServer
+from inner_service import InnerService
 
 from meshkitfs.core import cbor, hpke
 from meshkitfs.core.blocks import frame
@@ -375,12 +375,13 @@ def test_an_invitation_to_another_service_is_refused(three):
 def test_somebody_who_has_nothing_comes_in_with_a_file(place):
     behind = EmbeddedMetadata.create(f"{place}/service.db")
     with (
-        WireServer(behind, ("invite", "first-of-all")) as server,
+        InnerService(behind, "invite") as server,
         Person(f"{place}/alice", "alice") as alice,
         Person(f"{place}/carol", "carol") as carol,
     ):
         blocks = f"local:{place}/blocks"
-        join = {"env": {"MESHKITFS_JOIN_TOKEN": "first-of-all"}}
+        code = server.invite()
+        join = {"env": {"MESHKITFS_JOIN_TOKEN": code}}
         vault = ("--key-vault", "plain-file", "--provider", blocks)
         alice.cli("init", "--identity", "alice", "--metadata", server.url, *vault, **join)
         alice.cli("share", "create", "photos")
@@ -418,7 +419,7 @@ def test_somebody_who_has_nothing_comes_in_with_a_file(place):
         assert secret not in everything
         assert seed.hex() not in everything
         assert secret[100:140] not in everything
-        assert "first-of-all" not in everything
+        assert code not in everything
     behind.close()
 
 

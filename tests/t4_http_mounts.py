@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import evil
@@ -12,22 +15,21 @@ import t4_sharing as sharing
 from evil_service import NO_ANSWERS, EvilService
 from homes import Person, errno_of, fails, invite, needs_fuse, reason_code, wait_until
 from homes import write_synced as put
-from wire_server import WireServer
-
-from meshkitfs.metadata import EmbeddedMetadata
+from service import Service
 
 pytestmark = needs_fuse
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    behind = EmbeddedMetadata.create(tmp_path_factory.mktemp("service") / "metadata.db")
+    """`meshkitfs serve` as a process of its own, and the evil one before it."""
+    database = tmp_path_factory.mktemp("service") / "service.db"
     with (
-        WireServer(behind) as honest,
-        EvilService(honest.url, lambda: evil.service_key(behind.path)) as between,
+        EvilService(lambda: evil.service_key(database)) as between,
+        Service(database, "--name", between.authority) as honest,
     ):
+        between.stand_before(honest.url)
         yield between
-    behind.close()
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +45,7 @@ def pair(tmp_path_factory, service):
         service.heal()
 
 
-alice, bob, give = sharing.alice, sharing.bob, sharing.give
-
-# The same as with a metadata store on one machine, word for word.
-test_a_memory_map_dies_too = sharing.test_a_memory_map_dies_too
+alice, bob = sharing.alice, sharing.bob
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +96,22 @@ def test_a_revocation_reaches_an_open_descriptor_within_a_second(alice, bob, sha
         wait_until(lambda: errno_of(os.pread, file.fileno(), 10, 0) == errno.EACCES, "the end", bound)
         assert time.monotonic() - done < 1.5  # the watcher's half second, the walk, and the kernel
     assert reason_code(theirs / "file") == "share_revoked"
+
+
+def test_a_memory_map_dies_too(alice, bob, shared):
+    mine, theirs = shared
+    live(alice, bob)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", sharing.MAPPED, theirs / "file"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(reader.stdout.readline()) == b"first"[0]
+    bound = alice.ask("share.revoke", share=mine.name, recipient="bob")["bound_seconds"]
+    out, _ = reader.communicate(f"{bound}\n", timeout=bound + 10)
+    assert out == ""
+    assert reader.returncode == -signal.SIGBUS
 
 
 @pytest.mark.parametrize("kind", ["a page of HTML", "reset", "redirect to file:", "truncated"])

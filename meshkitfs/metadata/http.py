@@ -176,6 +176,7 @@ class HttpMetadata:
     async def retain(self, share: bytes, record: bytes) -> None:
         """Replace the retention record; see `Metadata.retain` for what is refused."""
         codes = {"head_conflict", "invalid_record", *answers.PUBLISHING}
+        _not_empty(record)
         try:
             await self._send(
                 "PUT", f"/v1/shares/{share.hex()}/retention", 204, codes, json={"record": b64(record)}
@@ -190,6 +191,7 @@ class HttpMetadata:
         """
         codes = {"head_conflict", "invalid_record", *answers.PUBLISHING}
         path = f"/v1/shares/{publication.share.hex()}/publications"
+        _not_empty(publication.roster, publication.head, *(blob for _, _, blob in publication.capsules))
         try:
             await self._send(
                 "POST", path, 204, codes, json=write_publication(publication),
@@ -246,6 +248,7 @@ class HttpMetadata:
 
     async def _publish_identity(self, handle: str, record: bytes, headers: Mapping[str, str]) -> None:
         codes = {"identity_handle_taken", "invalid_record", *answers.PUBLISHING}
+        _not_empty(record)
         await self._send(
             "POST", f"/v1/identities/{_handle(handle)}", 204, codes, json={"record": b64(record)},
             headers=headers, idempotent=True,
@@ -339,6 +342,12 @@ async def look(url: str, tls: Tls | None = None, uds: Path | None = None) -> Ser
         return answers.read(reply, answers.read_service, endpoint.name)
     finally:
         await endpoint.aclose()
+
+
+def _not_empty(*records: bytes | None) -> None:
+    # The one malformed record that the wire has no form for.
+    if b"" in records:
+        raise MeshkitError("invalid_record", "an empty record")
 
 
 def _handle(handle: str) -> str:
