@@ -148,6 +148,10 @@ _ROWS: Final = (
     ("metadata_forbidden", "access", _errno.EACCES,
      "The metadata service knows this identity and does not allow it to do that.",
      "Only the owner of a mailbox, share or record may do this; ask the owner, or whoever runs the service."),
+    ("service_key_changed", "access", _errno.EACCES,
+     "The metadata service shows another key for its timestamps than this home has known.",
+     "Ask whoever runs the service whether that is meant; if it is, run "
+     "'meshkitfs doctor --trust-service'."),
     ("rate_limited", "unavailable", _errno.EIO,
      "The service is asked too often by this identity or address.",
      "It is tried again by itself; wait a minute if this stays."),

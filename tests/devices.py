@@ -52,15 +52,18 @@ class _Complaints(logging.Handler):
 
 
 class World:
-    """A trio loop in a thread, with a clock that only `pass_time` moves."""
+    """A trio loop in a thread, with a clock that only `pass_time` moves.
 
-    def __init__(self):
+    With ``rate`` 1.0 it goes by itself too, for what talks to a server.
+    """
+
+    def __init__(self, rate=0.0):
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="world", daemon=True)
         self._failure = None
         self._complaints = _Complaints()
         logging.getLogger("meshkitfs").addHandler(self._complaints)
-        self.clock = MockClock(rate=0.0)
+        self.clock = MockClock(rate=rate)
         self._thread.start()
         assert self._started.wait(PATIENCE_S)
 
@@ -192,12 +195,12 @@ Session._close = _close_unless_crashed
 class Device:
     """One home with its session and filesystem."""
 
-    def __init__(self, world, root, name, beside=None, provider=None):
+    def __init__(self, world, root, name, beside=None, provider=None, metadata=None):
         self.world = world
         self.root = Path(root)
         self.name = name
         self.blocks = beside.blocks if beside else self.root / "blocks"
-        self.metadata = beside.metadata if beside else self.root / "metadata.db"
+        self.metadata = metadata or (beside.metadata if beside else self.root / "metadata.db")
         self.home = Home(self.root)
         self.session = None
         self.fs = None

@@ -373,8 +373,8 @@ class EvilMetadata:
     async def identity_by_kid(self, kid: bytes) -> list[bytes]:
         return await self._answer("identity_by_kid", kid, self.inner.identity_by_kid(kid))
 
-    def tick(self) -> int:
-        return self.inner.tick() + self._turn
+    def tick(self, share: bytes | None = None) -> int:
+        return self.inner.tick(share) + self._turn
 
     def close(self) -> None:
         self.inner.close()

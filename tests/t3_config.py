@@ -59,6 +59,25 @@ def test_every_field_is_read():
     assert settings.mount.point == Path.home() / "Shares"
 
 
+def test_a_metadata_service_is_read_and_written(tmp_path):
+    files = {"caFile": "ca.pem", "clientCert": "c.pem", "clientKey": "k.pem", "socket": "/run/mesh.sock"}
+    value = {"version": 1, "metadata": {"type": "http", "url": "https://mesh.example/base/", **files}}
+    value["metadata"]["joinTokenFile"] = "token"
+    settings = check(value)
+    where = settings.metadata
+    assert (where.type, where.url, where.path) == ("http", "https://mesh.example/base", None)
+    assert (where.ca_file, where.client_key) == (BASE / "ca.pem", BASE / "k.pem")
+    assert (where.socket, where.join_token_file) == (Path("/run/mesh.sock"), BASE / "token")
+    config.save(tmp_path / "meshkit.config.json", settings)
+    assert config.load(tmp_path / "meshkit.config.json") == settings
+    # MeshKit's own word for the address is understood.
+    theirs = {"version": 1, "metadata": {"type": "http", "metadataApiUrl": "https://mesh.example"}}
+    assert check(theirs).metadata == config.MetadataConfig.parse("https://mesh.example")
+    environment = {"type": "http", "url": "https://mesh.example", "joinTokenEnv": "MESH_TOKEN"}
+    settings = check({"version": 1, "metadata": environment})
+    assert settings.as_dict(BASE)["metadata"] == environment
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
@@ -91,7 +110,47 @@ def test_every_field_is_read():
             {"version": 1, "provider": {"type": "local-dev", "token": "t"}},
             "secrets do not belong in this file",
         ),
-        ({"version": 1, "metadata": {"type": "http"}}, "'http' is not implemented yet"),
+        ({"version": 1, "metadata": {"type": "http"}}, "field 'metadata.url' must be there once"),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://a", "metadataApiUrl": "https://a"}},
+            "must be there once",
+        ),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://ulla:geheim@a"}},
+            "'metadata.url' has credentials in it",
+        ),
+        ({"version": 1, "metadata": {"type": "http", "url": "ftp://a"}}, "must begin with https://"),
+        ({"version": 1, "metadata": {"type": "http", "metadataApiUrl": "a"}}, "'metadata.metadataApiUrl'"),
+        ({"version": 1, "metadata": {"type": "http", "url": "https://a/?token=x"}}, "no '?', no '#'"),
+        ({"version": 1, "metadata": {"type": "http", "url": ["https://a"]}}, "must be an address"),
+        ({"version": 1, "metadata": {"type": "http", "url": "https://[a"}}, "is not an address"),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://a", "clientCert": "c"}},
+            "field 'metadata.clientKey' is missing",
+        ),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://a", "clientKey": "c"}},
+            "field 'metadata.clientCert' is missing",
+        ),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://a", "joinTokenEnv": "a=b"}},
+            "must be the name of an environment variable",
+        ),
+        (
+            {
+                "version": 1,
+                "metadata": {"type": "http", "url": "https://a", "joinTokenEnv": "A", "joinTokenFile": "f"},
+            },
+            "two places for one secret",
+        ),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://a", "token": "geheim"}},
+            "secrets do not belong in this file",
+        ),
+        (
+            {"version": 1, "metadata": {"type": "http", "url": "https://a", "path": "metadata.db"}},
+            "field 'metadata.path' is not a known field",
+        ),
         ({"version": 1, "keyVault": {"type": "secret-servce"}}, "did you mean 'secret-service'?"),
         (
             {"version": 1, "mount": {"pont": "x"}},

@@ -50,10 +50,10 @@ class Link:
             self._guard(session.metadata, name, "metadata", "metadata_unavailable")
         tick, last = session.metadata.tick, [session.metadata.tick()]
 
-        def seen():
+        def seen(share=None):
             # Who cannot ask does not notice either that something changed.
             if not self.metadata:
-                last[0] = tick()
+                last[0] = tick(share)
             return last[0]
 
         session.metadata.tick = seen

@@ -227,20 +227,17 @@ def test_the_file_is_named_and_the_field(run):
     )
 
 
-def test_blocks_and_metadata_belong_to_one_boundary():
+@pytest.mark.parametrize("metadata", [{"type": "embedded"}, {"type": "http", "url": "https://other.example"}])
+def test_blocks_and_metadata_belong_to_one_boundary(metadata):
+    provider = {
+        "type": "s3", "endpoint": "https://a.example", "bucket": "bbb", "metadataApiUrl": "https://m.example",
+    }  # fmt: skip
+    loads(provider, metadata={"type": "http", "url": "https://m.example/"})
     with pytest.raises(MeshkitError) as caught:
-        loads(
-            {
-                "type": "s3",
-                "endpoint": "https://a.example",
-                "bucket": "bbb",
-                "metadataApiUrl": "https://m.example",
-            }
-        )
+        loads(provider, metadata=metadata)
     assert caught.value.code == "invalid_config"
-    assert (
-        "field 'provider.metadataApiUrl' is https://m.example, and the metadata of this home is embedded"
-        in (caught.value.detail)
+    assert "field 'provider.metadataApiUrl' is https://m.example, and this home's metadata is at" in (
+        caught.value.detail
     )
 
 

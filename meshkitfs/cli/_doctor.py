@@ -55,6 +55,9 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
     if args.reset_clock:
         context.call("clock.reset", {})
         checks.append(Check("clock", OK, "what this device remembered of time is forgotten"))
+    if args.trust_service:
+        key = context.call("metadata.trust_key", {})["key"]
+        checks.append(Check("service key", OK, f"this home takes {key[:16]} for the service's from now on"))
     for examine in (_python, _kernel, _fuse, _key_vaults, _home, _stores, _daemon, _mountpoint):
         checks += _guarded(examine, context)
     good = all(check.status != FAIL for check in checks)
@@ -170,6 +173,12 @@ def _stores(context: Context) -> Iterator[Check]:
         return  # told by the check of the home
     yield from _byte_store(settings.provider)
     path = settings.metadata.path
+    if path is None:
+        from ._doctor_service import examine  # its libraries take longer to load than most commands run
+
+        for status, detail, remedy in examine(settings.metadata):
+            yield Check("metadata service", status, detail, remedy)
+        return
     yield _reachable("metadata store", path, path.is_file(), os.R_OK | os.W_OK)
     if path.is_file() and not os.access(path.parent, os.W_OK):
         # SQLite makes its journal beside the file.
@@ -213,6 +222,10 @@ def _daemon(context: Context) -> Iterator[Check]:
         if share.get("reason"):
             why = TABLE.get(share["reason"], TABLE["internal_error"])
             yield Check(f"share {share.get('name')}", WARN, f"{share['reason']}: {why.sentence}", why.remedy)
+    problem = (status.get("metadata") or {}).get("problem")
+    if problem:
+        why = TABLE.get(problem, TABLE["internal_error"])
+        yield Check("change feed", FAIL, f"{problem}: {why.sentence}", why.remedy)
     left = status.get("left") or []
     detail = f"{len(left)} shares have unpublished changes" if left else "everything is published"
     yield Check("unsent", INFO if left else OK, detail)

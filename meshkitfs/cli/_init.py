@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..daemon import client, config, logs
 from ..errors import MeshkitError
+from . import _joining as joining
 from ._context import Context
+from ._inviting import claim_it, claimed, read_ticket
 from ._output import fields, printable
 
 if TYPE_CHECKING:
+    from ..net import Secret
     from ..providers import ProviderSpec
 
 __all__ = ["create_identity", "init"]
@@ -23,7 +28,9 @@ _HOLD_SECONDS = 20.0
 
 def init(context: Context, args: argparse.Namespace) -> int:
     """``init``: an identity, a key vault and a configuration; published unless told otherwise."""
-    return _set_up(context, args, args.identity, publish=not args.no_publish)
+    if args.invitation is None:
+        return _set_up(context, args, args.identity, publish=not args.no_publish)
+    return _set_up(context, args, args.identity, publish=True, invitation=read_ticket(args.invitation))
 
 
 def create_identity(context: Context, args: argparse.Namespace) -> int:
@@ -31,7 +38,9 @@ def create_identity(context: Context, args: argparse.Namespace) -> int:
     return _set_up(context, args, args.name, publish=False)
 
 
-def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, publish: bool) -> int:
+def _set_up(
+    context: Context, args: argparse.Namespace, name: str | None, *, publish: bool, invitation: str = ""
+) -> int:
     home = context.home
     if home.initialized:
         if not args.if_needed:
@@ -44,6 +53,9 @@ def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, pub
     )
     from ..daemon import service
 
+    join = joining.join(args.join_file)
+    if invitation:
+        join = _follow(args, invitation) or join
     with home.hold(wait=_HOLD_SECONDS):
         logs.setup(home.log_file)
         data = client.run_async(
@@ -52,10 +64,11 @@ def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, pub
                 home,
                 handle,
                 _provider(context, args.provider, given),
-                _metadata(context, args.metadata, given),
+                _metadata(context, args, given),
                 args.key_vault or (given.key_vault.type if given and given.key_vault else None),
                 context.passphrase,
                 publish,
+                join,
             )
         )
     vault = data.get("key_vault") or {}
@@ -68,13 +81,33 @@ def _set_up(context: Context, args: argparse.Namespace, name: str | None, *, pub
             ("", vault.get("detail")),
         ]
     )
-    context.out.result({**data, "home": str(home.root), "created": True}, lines)
+    data |= {"home": str(home.root), "created": True}
+    if invitation:
+        data["invitation"] = claim_it(context, invitation)
+        lines += claimed(data["invitation"])
+    context.out.result(data, lines)
     if vault.get("kind") == "plain-file":
         context.out.note(
             "Warning: the private keys are in a file without a passphrase. Whoever can read that file, "
             "or a backup of it, is you."
         )
     return 0
+
+
+def _follow(args: argparse.Namespace, text: str) -> Secret | None:
+    """Use the metadata service that an invitation names; returns what lets one in there, if it says."""
+    from ..core.ticket import Ticket
+    from ..net import Secret
+
+    ticket = Ticket.from_text(text)
+    if not ticket.url:
+        if args.metadata is None:
+            raise MeshkitError(
+                "invalid_argument", "the invitation names no metadata service: say --metadata FILE"
+            )
+        return None
+    args.metadata = args.metadata or ticket.url
+    return Secret.checked(ticket.join, "the invitation") if ticket.join else None
 
 
 def _existing_settings(context: Context) -> config.Config | None:
@@ -92,10 +125,18 @@ def _provider(context: Context, text: str | None, given: config.Config | None) -
     return given.provider if given else ProviderSpec.local(context.home.blocks_dir)
 
 
-def _metadata(context: Context, text: str | None, given: config.Config | None) -> str:
-    if text is None:
-        return str(given.metadata.path if given else context.home.metadata_db)
-    return _absolute(text)
+def _metadata(
+    context: Context, args: argparse.Namespace, given: config.Config | None
+) -> config.MetadataConfig:
+    if args.metadata is None:
+        where = given.metadata if given else config.MetadataConfig(context.home.metadata_db)
+    else:
+        where = config.MetadataConfig.parse(args.metadata)
+    if args.metadata_ca is None:
+        return where
+    if where.type != "http":
+        raise MeshkitError("invalid_argument", "--metadata-ca is for a metadata service")
+    return replace(where, ca_file=Path(_absolute(args.metadata_ca)))
 
 
 def _absolute(path: str) -> str:

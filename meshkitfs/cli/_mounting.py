@@ -145,7 +145,9 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
     if args.dir is None and not os.path.lexists(point):
         # Our own default may be made; a directory that a person named and that is missing is a typo.
         point.mkdir(mode=0o700, parents=True)
-    state = (home.root, *settings.provider.directories(), settings.metadata.path)
+    state = [home.root, *settings.provider.directories()]
+    if settings.metadata.path is not None:
+        state.append(settings.metadata.path)
     return preflight.check_mountpoint(point, state, args.nonempty), None
 
 

@@ -13,6 +13,7 @@ from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers, _shares
 from ._context import Context
+from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
 from ._serve import serve_commands
 
@@ -32,6 +33,7 @@ environment:
   MESHKITFS_HOME             the home directory (default ~/.local/share/meshkitfs)
   MESHKIT_CONFIG             the configuration file (default HOME/meshkit.config.json)
   MESHKITFS_PASSPHRASE_FILE  a file of mode 0600 that holds the passphrase of the key vault
+  MESHKITFS_JOIN_TOKEN       what the metadata service asks newcomers for (see init --join-file)
 """
 
 
@@ -142,6 +144,11 @@ def _setup_commands(add: _Adder) -> None:
         "--identity", metavar="NAME", help="the name others share with (default: your login name)"
     )
     init.add_argument(
+        "--invitation",
+        metavar="FILE",
+        help="an invitation (mode 0600, or - for stdin): uses the metadata service in it, and claims it",
+    )
+    init.add_argument(
         "--no-publish", action="store_true", help="do not publish the identity in the directory"
     )
     _store_options(init)
@@ -154,7 +161,17 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         help="the byte store: local:DIR, s3:https://HOST/BUCKET[/PREFIX], ipfs-http:URL; others are written "
         "into the configuration file first (default: local:HOME/blocks)",
     )
-    parser.add_argument("--metadata", metavar="FILE", help="the metadata store (default: HOME/metadata.db)")
+    parser.add_argument(
+        "--metadata",
+        metavar="FILE|URL",
+        help="the metadata store, or the address of a metadata service (default: HOME/metadata.db)",
+    )
+    parser.add_argument(
+        "--metadata-ca",
+        metavar="FILE",
+        help="the certificate authority of that service, in place of the system's",
+    )
+    _join_option(parser)
     parser.add_argument(
         "--key-vault",
         metavar="KIND",
@@ -163,6 +180,15 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         "(default: secret-service where there is one, else passphrase-file)",
     )
     parser.add_argument("--if-needed", action="store_true", help="succeed if the home is set up already")
+
+
+def _join_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--join-file",
+        metavar="FILE",
+        help="a file of mode 0600 (or - for stdin) with the token or invitation that the metadata service "
+        "asks newcomers for (default: the environment variable MESHKITFS_JOIN_TOKEN)",
+    )
 
 
 def _mount_commands(add: _Adder) -> None:
@@ -271,6 +297,7 @@ def _share_commands(add: _Adder) -> None:
     )
     accept_rollback.add_argument("share", metavar="SHARE")
 
+    invite_commands(add, share, _rights)
     add.command("inbox", _shares.inbox, "list the invitations that others sent")
     accept = add.command("accept", _shares.accept, "accept an invitation", example="meshkitfs accept 4f0c")
     accept.add_argument(
@@ -330,7 +357,8 @@ def _people_commands(add: _Adder) -> None:
     )
     create.add_argument("name", metavar="NAME", nargs="?", help="(default: your login name)")
     _store_options(create)
-    identity.command("publish", _people.identity_publish, "publish your identity in the directory")
+    publish = identity.command("publish", _people.identity_publish, "publish your identity in the directory")
+    _join_option(publish)
 
     contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
     contacts.command("list", _people.contacts_list, "list your contacts")
@@ -371,6 +399,11 @@ def _look_commands(add: _Adder) -> None:
     )
     doctor.add_argument(
         "--reset-clock", action="store_true", help="the clock was wrong before; it is right now"
+    )
+    doctor.add_argument(
+        "--trust-service",
+        action="store_true",
+        help="take the key that the metadata service shows now; ask whoever runs it first",
     )
     providers = add.group("providers", "the byte store that this home uses")
     test = providers.command(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MeshkitError
+from . import _joining as joining
 from ._context import Context
 from ._output import clock, fields, printable, table
 
@@ -29,6 +30,7 @@ def identity_show(context: Context, args: argparse.Namespace) -> int:
             ("did", data.get("did")),
             ("fingerprint", data.get("fingerprint")),
             ("published", _yes(data.get("published"))),
+            ("", data.get("directory") and f"the directory does not say: {data['directory']}"),
             *_key_vault(data.get("key_vault")),
             *(("problem", problem) for problem in data.get("problems") or ()),
         ]
@@ -37,9 +39,10 @@ def identity_show(context: Context, args: argparse.Namespace) -> int:
     return 0
 
 
-def identity_publish(context: Context, _args: argparse.Namespace) -> int:
+def identity_publish(context: Context, args: argparse.Namespace) -> int:
     """``identity publish``"""
-    data = context.call("identity.publish", {})
+    secret = joining.join(args.join_file)
+    data = context.call("identity.publish", {} if secret is None else {"join": secret.reveal()})
     context.out.result(
         data, [f"Published as {printable(data.get('handle'))}: others can share with you now."]
     )

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 from ..errors import MeshkitError
 
@@ -61,10 +62,57 @@ def default_mount_point() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class MetadataConfig:
-    """The metadata store. ``path`` is an absolute file path; ``embedded`` is the only type yet."""
+    """The metadata store: ``embedded``, a file at ``path``; or ``http``, a service at ``url``.
 
-    path: Path
+    For a service: ``ca_file`` takes the place of the system's certificate authorities, ``client_cert`` and
+    ``client_key`` are shown to it, ``socket`` is a Unix socket to reach it by. ``join_token_env`` or
+    ``join_token_file`` say where the secret is that it asks newcomers for.
+    """
+
+    path: Path | None = None
     type: str = "embedded"
+    url: str = ""
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    socket: Path | None = None
+    join_token_env: str | None = None
+    join_token_file: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MetadataConfig:
+        """Return what the form of the ``--metadata`` option means: an http(s) address, or a file."""
+        if text.startswith(("http://", "https://")):
+            return cls(type="http", url=text)
+        return cls(Path(os.path.abspath(os.path.expanduser(text))))
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return self.url or str(self.path)
+
+    def as_dict(self, base: Path) -> dict[str, Any]:
+        """Return the JSON form, as `Config.as_dict` does."""
+        if self.type == "embedded":
+            assert self.path is not None
+            return {"type": self.type, "path": _relative(self.path, base)}
+        result: dict[str, Any] = {"type": self.type, "url": self.url}
+        for name, attribute in _SERVICE_FILES.items():
+            if (value := getattr(self, attribute)) is not None:
+                result[name] = _relative(value, base)
+        if self.join_token_env is not None:
+            result["joinTokenEnv"] = self.join_token_env
+        return result
+
+
+# The fields of a metadata service that name files.
+_SERVICE_FILES: Final = {
+    "caFile": "ca_file",
+    "clientCert": "client_cert",
+    "clientKey": "client_key",
+    "socket": "socket",
+    "joinTokenFile": "join_token_file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +174,7 @@ class Config:
             result["appId"] = self.app_id
         result["identity"] = self.identity
         result["provider"] = self.provider.to_config(base)
-        result["metadata"] = {"type": self.metadata.type, "path": _relative(self.metadata.path, base)}
+        result["metadata"] = self.metadata.as_dict(base)
         if self.key_vault is not None:
             result["keyVault"] = {"type": self.key_vault.type}
         if self.mount.point != default_mount_point():
@@ -256,16 +304,62 @@ class _Reader:
             raise MeshkitError(error.code, f"{self._source}: {error.detail}") from None
         for address in spec.boundaries():
             # Blocks and what is known of them belong together: read from the same boundary that wrote.
-            self._fail(
-                "provider.metadataApiUrl",
-                f"is {address}, and the metadata of this home is {metadata.type}; they must be the same",
-            )
+            if address.rstrip("/") != metadata.url:
+                self._fail(
+                    "provider.metadataApiUrl",
+                    f"is {address}, and this home's metadata is at {metadata.place}; they must be the same",
+                )
         return spec
 
     def _metadata(self, value: Any) -> MetadataConfig:
-        kind = self._type(value, "metadata", ("embedded",), planned=("http",))
-        item = self._object(value, "metadata", ("type", "path"))
-        return MetadataConfig(self._path(item, "metadata.path", "metadata.db"), kind)
+        kind = self._type(value, "metadata", ("embedded", "http"))
+        if kind == "embedded":
+            item = self._object(value, "metadata", ("type", "path"))
+            return MetadataConfig(self._path(item, "metadata.path", "metadata.db"), kind)
+        # MeshKit's word for the address is taken too.
+        names = ("type", "url", "metadataApiUrl", *_SERVICE_FILES, "joinTokenEnv")
+        item = self._object(value, "metadata", names)
+        if ("url" in item) == ("metadataApiUrl" in item):
+            self._fail("metadata.url", "must be there once, under this name or as 'metadataApiUrl'")
+        for one, other in (("clientCert", "clientKey"), ("clientKey", "clientCert")):
+            if one in item and other not in item:
+                self._fail(f"metadata.{other}", f"is missing; it goes with '{one}'")
+        if "joinTokenEnv" in item and "joinTokenFile" in item:
+            self._fail("metadata.joinTokenEnv", "and 'joinTokenFile' are two places for one secret")
+        files = {
+            attribute: self._path(item, f"metadata.{name}", "")
+            for name, attribute in _SERVICE_FILES.items()
+            if name in item
+        }
+        return MetadataConfig(
+            type=kind,
+            url=self._address(item, "url" if "url" in item else "metadataApiUrl"),
+            join_token_env=self._variable(item, "joinTokenEnv"),
+            **files,
+        )
+
+    def _address(self, item: Mapping[str, Any], name: str) -> str:
+        url = item[name]
+        if not isinstance(url, str) or not url.isascii() or not url.isprintable() or len(url) > 1024:
+            self._fail(f"metadata.{name}", "must be an address")
+        try:
+            # What else is wrong with an address, its user finds; what it may never have is checked here.
+            parts = urlsplit(url)
+        except ValueError:
+            self._fail(f"metadata.{name}", "is not an address")
+        if parts.username is not None or parts.password is not None:
+            self._fail(f"metadata.{name}", "has credentials in it; secrets do not belong in this file")
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            self._fail(f"metadata.{name}", "must begin with https:// (http:// only on this machine)")
+        if parts.query or parts.fragment:
+            self._fail(f"metadata.{name}", "must end with the host or a path: no '?', no '#'")
+        return url.rstrip("/")
+
+    def _variable(self, item: Mapping[str, Any], name: str) -> str | None:
+        value = item.get(name)
+        if value is not None and not (isinstance(value, str) and value.isascii() and value.isidentifier()):
+            self._fail(f"metadata.{name}", "must be the name of an environment variable")
+        return value
 
     def _key_vault(self, value: Any) -> KeyVaultConfig:
         kind = self._type(value, "keyVault", KEY_VAULTS)

@@ -14,6 +14,7 @@ from meshkitfs.core.entries import FILE
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import TABLE
 from meshkitfs.identity import Contact
+from meshkitfs.metadata import HttpMetadata
 from meshkitfs.shares import DirNode, Invitation, Share
 from meshkitfs.state import Member
 
@@ -153,6 +154,7 @@ def status(session: Session) -> dict[str, Any]:
         "key_vault": session.vault_report.as_dict() if session.vault_report is not None else None,
         "provider": session.store.name,
         "sources": [asdict(source) for source in session.store.sources()],
+        "metadata": _metadata(session),
         "shares": [share(item) for _, item in sorted(session.book.shares.items())],
         "pending": pending(session),
         "fsync": "published" if session.services.fsync_publishes else "journal",
@@ -177,6 +179,15 @@ def status(session: Session) -> dict[str, Any]:
             "merges": sum(item.counters.merges for item in session.book.shares.values()),
         },
     }
+
+
+def _metadata(session: Session) -> dict[str, Any]:
+    """Describe the metadata home; of a service also whether its change feed can be relied upon."""
+    metadata = session.metadata
+    data: dict[str, Any] = {"type": session.config.metadata.type, "place": session.config.metadata.place}
+    if isinstance(metadata, HttpMetadata):
+        data |= {"feed": "live" if metadata.feed.live else "down", "problem": metadata.feed.problem}
+    return data
 
 
 def status_json(session: Session, mounted: dict[str, Any]) -> bytes:

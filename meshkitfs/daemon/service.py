@@ -10,10 +10,9 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -24,12 +23,15 @@ from meshkitfs.core.durations import parse_expiry
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.inviting import Inviting, checked_rights
 from meshkitfs.daemon.keeping import Keeping
+from meshkitfs.daemon.metadata_home import lateness, open_metadata
 from meshkitfs.daemon.session import WATCH_S, Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Trace
 from meshkitfs.identity import create_identity, publish, report, save_identity, standing, to_text
-from meshkitfs.metadata import EmbeddedMetadata
+from meshkitfs.metadata import EmbeddedMetadata, HttpMetadata
+from meshkitfs.net import Secret
 from meshkitfs.providers import ProviderSpec, open_provider
 from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, reencrypt
 from meshkitfs.state import State
@@ -83,11 +85,13 @@ class Service:
             "sync": self.sync,
             "explain": self._explain,
             "clock.reset": self._clock_reset,
+            "metadata.trust_key": self._metadata_trust_key,
             **{
                 name: partial(function, session, self._relative)
                 for name, function in versions.METHODS.items()
             },
             **Keeping(session).methods,
+            **Inviting(session).methods,
         }
 
     @classmethod
@@ -144,7 +148,7 @@ class Service:
         snapshot: bool = False, policy: str | None = None, vault: str | None = None,
         capability: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        names = _rights(rights or ["read"])
+        names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
         terms = Terms(names, until, policy or "", vault or "", capability or "")
         name, _, path = self._relative(target).strip("/").partition("/")
@@ -175,7 +179,7 @@ class Service:
             "share": found.name,
             "recipient": recipient,
             "revoked": [describe.member(member) for member in ended],
-            "bound_seconds": REVOKE_BOUND_S,
+            "bound_seconds": REVOKE_BOUND_S + lateness(self.session.metadata),
         }
 
     async def _share_reencrypt(self, share: str, progress: Progress) -> dict[str, Any]:
@@ -241,12 +245,20 @@ class Service:
         session = self.session
         data = report(session.identity, int(time.time())).as_dict()
         data["record"] = to_text(session.identity.record)
-        data["published"] = await standing(session.identity, session.metadata) in ("current", "ahead")
+        data["published"], data["directory"] = None, ""
+        try:
+            data["published"] = await standing(session.identity, session.metadata) in ("current", "ahead")
+        except MeshkitError as error:
+            data["directory"] = error.code
         data["key_vault"] = (await session.look_at_vault()).as_dict()
         return data
 
-    async def _identity_publish(self) -> dict[str, Any]:
-        await publish(self.session.identity, self.session.metadata)
+    async def _identity_publish(self, join: str | None = None) -> dict[str, Any]:
+        metadata = self.session.metadata
+        if join is not None and isinstance(metadata, HttpMetadata):
+            secret = Secret(join)
+            metadata.join = lambda: secret
+        await publish(self.session.identity, metadata)
         return await self._identity_show()
 
     async def _contacts_list(self) -> dict[str, Any]:
@@ -347,53 +359,57 @@ class Service:
         self.session.clock.reset()
         return {}
 
-
-def _rights(names: list[str]) -> tuple[str, ...]:
-    """Return the rights a capsule names for what was asked; writing includes reading."""
-    unknown = set(names) - {"list", "read", "write", "reshare"}
-    if unknown or not names:
-        raise MeshkitError("invalid_argument", f"rights {', '.join(sorted(unknown)) or '(none)'}")
-    if "reshare" in names:
-        # Rosters have one signer; a right that cannot be used must not be promised.
-        raise MeshkitError("not_supported", "'reshare': only the owner of a share can grant it to others")
-    return tuple(sorted({*names, "read"} if "write" in names else set(names)))
+    async def _metadata_trust_key(self) -> dict[str, Any]:
+        metadata = self.session.metadata
+        if not isinstance(metadata, HttpMetadata):
+            raise MeshkitError("not_supported", "this home uses no metadata service")
+        return {"key": (await metadata.trust_key()).hex()}
 
 
 async def initialize(
     home: Home,
     handle: str,
     provider: ProviderSpec,
-    metadata: str,
+    metadata: str | configuration.MetadataConfig,
     key_vault: str | None,
     passphrase: keyvault.Passphrase | None,
     publish_it: bool,
+    join: Secret | None = None,
 ) -> dict[str, Any]:
     """Set up ``home`` (its lock is held): stores, key vault, identity, state, configuration.
 
-    The identity file is written last, so that a home is either set up or not. A byte store or metadata
-    store that exists is used as it is. Raises ``already_initialized``, ``identity_handle_taken``,
-    ``invalid_config``, ``keyvault_unavailable``, ``keyvault_refused``.
+    A home is either set up or not: what was made is taken away again when something fails. Only when nobody
+    knows whether a service took the identity, the home stays, and the failure is raised all the same. A byte
+    store or metadata store that exists is used as it is. ``join`` is what a metadata service asks of
+    newcomers. Raises ``already_initialized``, ``identity_handle_taken``, ``invalid_config``,
+    ``keyvault_unavailable``, ``keyvault_refused``, ``metadata_unauthorized``, ``metadata_unavailable``.
     """
     if home.initialized:
         raise MeshkitError("already_initialized", str(home.root))
     now = int(time.time())
     identity = create_identity(handle, now)
+    where = configuration.MetadataConfig.parse(metadata) if isinstance(metadata, str) else metadata
     vault = keyvault.choose(key_vault, home.root, passphrase)
     await (await open_provider(provider, create=True)).aclose()
-    if not await trio.Path(metadata).exists():
-        EmbeddedMetadata.create(metadata).close()
-    directory = EmbeddedMetadata(metadata)
+    if where.path is not None and not await trio.Path(where.path).exists():
+        EmbeddedMetadata.create(where.path).close()
+    secret = secrets.token_bytes(keyvault.KEY_BYTES)
+    await trio.to_thread.run_sync(vault.create, secret)
+    # Whether somebody else may know the identity by now: then its keys must not be lost.
+    known = False
     try:
-        if publish_it and await directory.identity(handle):
-            raise MeshkitError("identity_handle_taken", handle)
-        secret = secrets.token_bytes(keyvault.KEY_BYTES)
-        await trio.to_thread.run_sync(vault.create, secret)
-        try:
-            key = keyvault.derive_key(secret, "mk/state-db@1")
-            State.open(home.state_db, key, create=True).close()
+        key = keyvault.derive_key(secret, "mk/state-db@1")
+        async with AsyncExitStack() as stack:
+            state = State.open(home.state_db, key, create=True)
+            stack.callback(state.close)
+            directory = await stack.enter_async_context(open_metadata(where, identity, state, join))
+            # Nothing is made for a service that is none, and its key is remembered from here on.
+            await directory.service_key()
+            if publish_it and where.type == "embedded" and await directory.identity(handle):
+                raise MeshkitError("identity_handle_taken", handle)
             chosen = configuration.Config(
                 provider=provider,
-                metadata=configuration.MetadataConfig(path=Path(metadata)),
+                metadata=where,
                 key_vault=configuration.KeyVaultConfig(type=vault.kind),
                 identity=handle,
             )
@@ -402,13 +418,18 @@ async def initialize(
                     configuration.load(home.config_path), key_vault=chosen.key_vault, identity=handle
                 )
             configuration.save(home.config_path, chosen)
-            if publish_it:
-                await publish(identity, directory)
             save_identity(home.identity_file, identity, secret)
-        except BaseException:
+            if publish_it:
+                known = True
+                try:
+                    await publish(identity, directory)
+                except MeshkitError as error:
+                    known = error.code == "metadata_unavailable"
+                    raise
+    except BaseException:
+        if not known:
+            home.identity_file.unlink(missing_ok=True)
             vault.destroy()
             home.state_db.unlink(missing_ok=True)
-            raise
-    finally:
-        directory.close()
+        raise
     return report(identity, now).as_dict() | {"key_vault": vault.report().as_dict(), "published": publish_it}

@@ -19,6 +19,7 @@ import trio
 from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate
 from meshkitfs.identity import (
@@ -30,7 +31,7 @@ from meshkitfs.identity import (
     save_identity,
     standing,
 )
-from meshkitfs.metadata import EmbeddedMetadata, Metadata
+from meshkitfs.metadata import HttpMetadata, Metadata
 from meshkitfs.providers import ByteStore, open_provider
 from meshkitfs.shares import (
     SPOOL_LIMIT,
@@ -42,6 +43,7 @@ from meshkitfs.shares import (
     Services,
     Share,
     ShareBook,
+    Welcome,
 )
 from meshkitfs.state import Clock, Spool, State
 
@@ -54,6 +56,10 @@ READ_CACHE: Final = 64 << 20
 # How often the metadata store is asked whether something changed. This bounds how long a revocation, an
 # expiry or a remote change can go unnoticed on a mount that nobody opens anything in.
 WATCH_S: Final = 0.5
+# How often it is asked whether the mailbox may have changed while an invitation is out, and how often it is
+# looked into whatever the answer is.
+CLAIMS_S: Final = 1.0
+CLAIMS_LEAST_S: Final = 60.0
 # How old the reported capabilities of the key vault may be.
 VAULT_LOOK_S: Final = 5
 INCIDENTS: Final = 200
@@ -91,6 +97,7 @@ class Session:
     services: Services
     book: ShareBook
     contacts: ContactBook
+    welcome: Welcome
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
@@ -120,15 +127,17 @@ class Session:
             stack.callback(state.close)
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
-            metadata = EmbeddedMetadata(settings.metadata.path)
-            stack.callback(metadata.close)
+            metadata = await stack.enter_async_context(open_metadata(settings.metadata, identity, state))
             spool = await trio.to_thread.run_sync(_spool, home, state)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(home, settings, vault, identity, state, store, metadata, spool, nursery)
             await session.look_at_vault()
+            if isinstance(metadata, HttpMetadata):
+                nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
             nursery.start_soon(session._watch_vault)
+            nursery.start_soon(session._watch_claims)
             nursery.start_soon(session._resume)
             stack.push_async_callback(session._close)
             yield session
@@ -160,9 +169,11 @@ class Session:
             fsync_publishes=settings.writing.fsync == "published",
         )
         book = ShareBook(services, lambda: identity, lambda: contacts)
+        welcome = Welcome(book, services, lambda: identity, lambda: contacts)
         session = cls(
-            home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts
-        )
+            home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
+            welcome,
+        )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
         return session
@@ -207,13 +218,35 @@ class Session:
         while True:
             await trio.sleep(WATCH_S)
             try:
-                for share in list(self.book.shares.values()):
-                    await share.refresh()
+                async with trio.open_nursery() as nursery:
+                    # Together: one that must wait for an answer does not keep the others.
+                    for share in list(self.book.shares.values()):
+                        nursery.start_soon(share.refresh)
                 await self.book.renew_rosters()
             except MeshkitError as error:
                 _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
             except Exception:
                 _log.exception("the watcher failed in a way nobody foresaw")
+
+    async def _watch_claims(self) -> None:
+        """Let in who comes back with an invitation; nobody is asked while none is out."""
+        seen, looked = -1, 0.0
+        while True:
+            await trio.sleep(CLAIMS_S)
+            try:
+                if not self.welcome.awaited:
+                    continue
+                tick = self.metadata.tick()
+                if tick == seen and trio.current_time() < looked + CLAIMS_LEAST_S:
+                    continue
+                looked = trio.current_time()
+                for item in await self.welcome.look():
+                    _log.info("an invitation was claimed", extra={"fields": {"invitation": item.id[:8]}})
+                seen = tick
+            except MeshkitError as error:
+                _log.info("the claims must wait: %s (%s)", error.code, error.detail)
+            except Exception:
+                _log.exception("looking for claims failed in a way nobody foresaw")
 
     async def _resume(self) -> None:
         """Go on with what an earlier run could not publish: changes, and a renewed identity record."""

@@ -36,7 +36,13 @@ async def publish(identity: Identity, directory: Directory) -> None:
     Raises MeshkitError ``identity_handle_taken`` if the directory has another chain under this name, or
     records of this identity that this home lacks (an old copy of the home), and what the directory raises.
     """
-    there = await directory.identity(identity.handle)
+    try:
+        there = await directory.identity(identity.handle)
+    except MeshkitError as error:
+        if error.code != "metadata_unauthorized":
+            raise
+        # A service answers its members only, and publishing is how one becomes one.
+        there = []
     where = _compare(list(identity.chain), there)
     if where == "other":
         raise MeshkitError(

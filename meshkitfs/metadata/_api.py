@@ -115,11 +115,13 @@ class Metadata(Protocol):
     async def identity_by_kid(self, kid: bytes) -> list[bytes]:
         """The chain in which a signing key of that kid occurs, oldest first; empty when there is none."""
 
-    def tick(self) -> int:
+    def tick(self, share: bytes | None = None) -> int:
         """A number that differs from the last one whenever the store may have changed since.
 
-        Synchronous, a few microseconds, never waits. A store that cannot be looked at also gives a new
-        number: the caller then asks properly and meets the error.
+        With ``share`` it need not move for changes of other shares. Synchronous, a few microseconds, never
+        waits. A store that cannot be looked at also gives a new number, sooner or later: the caller then asks
+        properly and meets the error. How long a home that learns of changes from afar may be late is for it
+        to publish.
         """
 
     def close(self) -> None:

@@ -118,7 +118,7 @@ class StoredMetadata:
 
     # -- the rest --------------------------------------------------------------------------------------
 
-    def tick(self) -> int:
+    def tick(self, share: bytes | None = None) -> int:
         """A number that changes whenever the store may have changed; a few microseconds."""
         return self._database.tick()
 

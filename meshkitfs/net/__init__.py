@@ -6,6 +6,7 @@ everywhere. What an answer *means* is its caller's to say; nothing here trusts o
 """
 
 from meshkitfs.net._endpoint import Endpoint
+from meshkitfs.net._retry import backoff
 from meshkitfs.net._secrets import BearerAuth, Secret, SecretSource
 from meshkitfs.net._types import Codes, Limits, Reply, Tls
 from meshkitfs.net.signing import SignatureAuth, Signed, verify_request
@@ -21,5 +22,6 @@ __all__ = [
     "SignatureAuth",
     "Signed",
     "Tls",
+    "backoff",
     "verify_request",
 ]

@@ -101,6 +101,7 @@ class Endpoint:
         files: Mapping[str, tuple[str, bytes, str]] | None = None,
         json: Any = None,
         accept: Collection[int] = _SUCCESS,
+        last: Collection[int] = (),
         cap: int | None = None,
         idempotent: bool | None = None,
         deadline_s: float | None = None,
@@ -109,9 +110,9 @@ class Endpoint:
         """Send a request and return its answer, whole.
 
         ``path`` is below the base URL, at its host or at a ``subdomain`` of it; ``accept`` are the statuses
-        that the caller wants to see, every other one raises the ``refused`` code. ``cap`` and ``deadline_s``
-        (for each try) take the place of the
-        limits'. ``idempotent`` says that it may be repeated; by default the method tells.
+        that the caller wants to see, every other one raises the ``refused`` code; those in ``last`` are
+        tried again like others, and returned in the end. ``cap`` and ``deadline_s`` (for each try) take the
+        place of the limits'. ``idempotent`` says that it may be repeated; by default the method tells.
 
         Raises the ``unreachable`` code when there is no valid answer, after the tries that are allowed.
         """
@@ -145,6 +146,8 @@ class Endpoint:
             if reply is not None:
                 pause = max(pause, retry_after(reply.headers.get("retry-after")) or 0.0)
             if not again or failures >= tries or trio.current_time() + pause > ends:
+                if reply is not None and reply.status in last:
+                    return reply
                 raise problem
             _log.debug("%s: tried again in %.1f s: %s", self.name, pause, problem.detail)
             await trio.sleep(pause)
@@ -279,5 +282,15 @@ def _context(tls: Tls) -> ssl.SSLContext:
 
 def _reason(error: httpx.HTTPError) -> str:
     """Return what went wrong below HTTP. The texts of httpx name hosts and system errors, never headers."""
-    text = str(error).strip()
+    text = str(error).strip() or _cause(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _cause(error: BaseException) -> str:
+    """Return what TLS or the system said below an error that says nothing itself."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, ssl.SSLError | OSError) and str(below):
+            return str(below)
+        below = below.__cause__ or below.__context__
+    return ""

@@ -26,6 +26,17 @@ class Secret:
     def __init__(self, text: str) -> None:
         self._text = text
 
+    @classmethod
+    def checked(cls, text: str, where: str) -> Secret:
+        """Return the secret in ``text``, without the white space around it.
+
+        Raises invalid_config, naming ``where`` it is from, if it is empty or could not be sent as a header.
+        """
+        text = text.strip()
+        if not text or not text.isascii() or not text.isprintable():
+            raise MeshkitError("invalid_config", f"{where} holds no token")
+        return cls(text)
+
     def reveal(self) -> str:
         return self._text
 
@@ -57,10 +68,7 @@ class SecretSource:
             text = self._read()
         else:
             return None
-        text = text.strip()
-        if not text or not text.isascii() or not text.isprintable():
-            raise MeshkitError("invalid_config", f"{where} holds no token")
-        return Secret(text)
+        return Secret.checked(text, where)
 
     def _read(self) -> str:
         assert self.file is not None

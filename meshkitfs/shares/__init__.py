@@ -23,6 +23,7 @@ from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._tree import Tree, check_name, posix
 from meshkitfs.shares._verify import Broken, Verified, verify
+from meshkitfs.shares._welcome import Pending, Welcome
 
 # A share as it is now, or as it was: what reading needs, both have.
 AnyShare = Share | PastShare
@@ -45,6 +46,7 @@ __all__ = [
     "Node",
     "NodeChanged",
     "PastShare",
+    "Pending",
     "Pruned",
     "PublishFailed",
     "Repaired",
@@ -58,6 +60,7 @@ __all__ = [
     "Tree",
     "Verified",
     "Version",
+    "Welcome",
     "check_name",
     "check_share_name",
     "collect",

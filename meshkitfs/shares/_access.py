@@ -48,7 +48,7 @@ class Access:
     async def _renew(self, *, ahead: bool = False) -> Grant:
         """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends."""
         async with self._renewing:
-            tick = self.services.metadata.tick()
+            tick = self.services.metadata.tick(self.row.share)
             if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
                 return self.grant
             try:

@@ -18,6 +18,7 @@ from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
+from meshkitfs.core.ticket import MAGIC as CLAIM_MAGIC
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import QUARANTINED, Grant
 from meshkitfs.identity import Contact, ContactBook, Identity
@@ -365,6 +366,8 @@ class ShareBook:
         held = {share.row.ref for share in self.shares.values()}
         found, unreadable = [], 0
         for letter_id, blob in await self._services.metadata.letters(me.encryption.kid):
+            if blob.startswith(CLAIM_MAGIC):
+                continue  # no letter: somebody comes with an invitation (see `Welcome`)
             try:
                 letter = open_letter(me.encryption, blob)
             except MeshkitError:

@@ -107,7 +107,7 @@ class Share(Access):
         grant = self.live(right)
         if grant is not None and not current:
             return grant
-        seen = self.services.metadata.tick() == self._tick
+        seen = self.services.metadata.tick(self.row.share) == self._tick
         # The newest head may be known and its tree still on the way here: that is not yet the newest state.
         if grant is not None and seen and grant.head.hash == self.base.hash:
             return grant

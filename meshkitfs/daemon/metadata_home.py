@@ -1,0 +1,71 @@
+"""The metadata home that a configuration names, opened; and how late what it tells may be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from meshkitfs.daemon.config import MetadataConfig
+from meshkitfs.identity import Identity
+from meshkitfs.metadata import RECHECK_S, EmbeddedMetadata, HttpMetadata, Metadata
+from meshkitfs.net import Secret, SecretSource, Tls
+from meshkitfs.state import State
+
+__all__ = ["StatePin", "lateness", "open_metadata"]
+
+_PIN: Final = "service_key"
+
+
+class StatePin:
+    """The key of the metadata service's timestamps, in this home's state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def get(self) -> bytes | None:
+        value = self._state.setting(_PIN)
+        return value if isinstance(value, bytes) else None
+
+    def set(self, key: bytes) -> None:
+        self._state.set_setting(_PIN, key)
+
+
+@asynccontextmanager
+async def open_metadata(
+    settings: MetadataConfig, identity: Identity, state: State, join: Secret | None = None
+) -> AsyncIterator[Metadata]:
+    """Open the metadata home, and close it at the end. The feed of a service is its user's to run.
+
+    ``join`` takes the place of the secret for newcomers that ``settings`` name. Raises invalid_config, and
+    metadata_unavailable for a file that is not there.
+    """
+    if settings.type == "embedded":
+        assert settings.path is not None
+        embedded = EmbeddedMetadata(settings.path)
+        try:
+            yield embedded
+        finally:
+            embedded.close()
+        return
+    source = SecretSource(settings.join_token_env, settings.join_token_file)
+    named = source.env is not None or source.file is not None
+    service = HttpMetadata(
+        settings.url,
+        lambda: identity.signing,
+        StatePin(state),
+        mailbox=identity.encryption.kid,
+        tls=Tls(settings.ca_file, settings.client_cert, settings.client_key),
+        uds=settings.socket,
+        # Asked for when it is needed: nobody who has joined needs the file any more.
+        join=(lambda: join) if join is not None else source.load if named else None,
+    )
+    try:
+        yield service
+    finally:
+        await service.aclose()
+
+
+def lateness(metadata: Metadata) -> float:
+    """Return for how many seconds a change may go unnoticed, whatever becomes of the notifications."""
+    return RECHECK_S if isinstance(metadata, HttpMetadata) else 0.0
