@@ -97,6 +97,7 @@ def test_every_command_of_the_interface_is_there():
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
         "prune", "gc", "verify", "repair", "providers test",
+        "serve", "serve-invite",
     }  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def test_no_option_takes_a_secret(option):
     assert not [
         name
         for name in names
-        if re.search("pass|secret|token|key", name) and not name.endswith(("-fd", "-vault"))
+        if re.search("pass|secret|token|key", name) and not name.endswith(("-fd", "-file", "-vault"))
     ]
 
 
