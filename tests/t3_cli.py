@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import segno
 from control_daemon import running
 from rich.console import Console
 
-from meshkitfs.cli import main
+from meshkitfs.cli import _people, main
 from meshkitfs.cli._output import ago, duration, fields, printable, size, table
 from meshkitfs.cli._parser import build_parser
 from meshkitfs.cli._passphrase import PassphraseSource
@@ -93,7 +94,8 @@ def test_every_command_of_the_interface_is_there():
         "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
-        "share accept-rollback",
+        "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",
+        "serve", "serve-invite",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
         "prune", "gc", "verify", "repair", "providers test",
@@ -114,6 +116,16 @@ def test_every_command_has_help_and_json(path, run):
     description = COMMANDS[path].description
     assert description
     assert description.endswith(".")
+
+
+def test_a_code_is_shown_as_a_qr_code():
+    code = "12345 67890 98765 43210 11111 22222 33333 44444 55555 66666 77777 88888"
+    lines = _people._qr(code, colours=False)
+    shades = {" ": (0, 0), "▀": (1, 0), "▄": (0, 1), "█": (1, 1)}
+    rows = [[shades[c][half] for c in line] for line in lines[:-1] for half in (0, 1)]
+    wanted = [list(row) for row in segno.make(code.replace(" ", ""), micro=False).matrix_iter(border=4)]
+    assert rows[: len(wanted)] == wanted
+    assert all(line.startswith("\x1b[30;47m") for line in _people._qr(code, colours=True)[:-1])
 
 
 @pytest.mark.parametrize("option", COMMANDS.values(), ids=[" ".join(path) for path in COMMANDS])

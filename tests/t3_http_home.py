@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import trustme
 from devices import Device, World, scratch
 from evil_service import evil_service
 from homes import Person, wait_until
 from http_server import Answer, HttpServer, unused_port
 from inner_service import InnerService
+from service import Service as ServiceProcess
 
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.daemon import config
@@ -24,6 +26,7 @@ from meshkitfs.metadata import EmbeddedMetadata
 from meshkitfs.metadata import _feed as feed
 from meshkitfs.metadata import _wire as wire
 from meshkitfs.net import Secret
+from meshkitfs.providers import parse_provider
 from meshkitfs.shares import Terms
 
 DATA = b"what was written " * 5000
@@ -167,7 +170,7 @@ def join_as(world, place, name, url, join=None):
     home = home_at(place, name)
     with home.hold():
         return world.run(
-            initialize, home, name, f"local:{place}/blocks", url, "plain-file", None, True, join
+            initialize, home, name, parse_provider(f"local:{place}/blocks"), url, "plain-file", None, True, join
         )  # fmt: skip
 
 
@@ -322,7 +325,6 @@ def test_doctor_says_in_words_what_is_wrong(place, served):
 
 
 def test_doctor_and_certificates(place):
-    trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(f"{place}/ca.pem")
@@ -352,3 +354,58 @@ def test_terms_are_kept_over_a_service(two):
     assert bob.view().read("file") == DATA
     with pytest.raises(OSError):
         bob.view().write("file", b"no")
+
+
+def test_a_service_behind_a_unix_socket(place):
+    with (
+        ServiceProcess(f"{place}/service.db", listen=f"unix:{place}/mesh.sock"),
+        Person(f"{place}/bob", "bob") as bob,
+    ):
+        bob.root.mkdir(mode=0o700)
+        settings = {
+            "version": 1,
+            "provider": {"type": "local-dev", "store": f"{place}/blocks"},
+            "metadata": {"type": "http", "url": "http://localhost", "socket": f"{place}/mesh.sock"},
+        }
+        bob.home.config_path.write_text(json.dumps(settings))
+        assert bob.cli("init", "--identity", "bob", "--key-vault", "plain-file")["published"] is True
+        bob.cli("share", "create", "first")
+        assert [status for status, _, _ in doctor(bob)] == ["ok"]
+
+
+def test_a_service_that_wants_a_certificate(place):
+    authority = trustme.CA()
+    ours, theirs = authority.issue_cert("bob@example.org"), authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(f"{place}/ca.pem")
+    for name, certificate in (("bob", ours), ("service", theirs)):
+        certificate.cert_chain_pems[0].write_to_path(f"{place}/{name}.pem")
+        certificate.private_key_pem.write_to_path(f"{place}/{name}.key")
+        os.chmod(f"{place}/{name}.key", 0o600)
+    serving = Path(f"{place}/serve.json")
+    tls = {
+        "certificate": f"{place}/service.pem",
+        "key": f"{place}/service.key",
+        "clientCa": f"{place}/ca.pem",
+    }
+    serving.write_text(json.dumps({"tls": tls}))
+    with (
+        ServiceProcess(f"{place}/service.db", config=serving) as service,
+        Person(f"{place}/bob", "bob") as bob,
+    ):
+        bob.root.mkdir(mode=0o700)
+        where = {"type": "http", "url": service.url, "caFile": f"{place}/ca.pem"}
+        bare = {
+            "version": 1,
+            "provider": {"type": "local-dev", "store": f"{place}/blocks"},
+            "metadata": where,
+        }
+        bob.home.config_path.write_text(json.dumps(bare))
+        command = ("init", "--identity", "bob", "--key-vault", "plain-file")
+        assert bob.cli(*command, check=False).error["code"] == "metadata_unavailable"
+        ((status, _, remedy),) = doctor(bob)
+        assert status == "fail"
+        assert "metadata.clientCert" in remedy
+        shown = where | {"clientCert": f"{place}/bob.pem", "clientKey": f"{place}/bob.key"}
+        bob.home.config_path.write_text(json.dumps(bare | {"metadata": shown}))
+        assert bob.cli(*command)["published"] is True
+        assert [status for status, _, _ in doctor(bob)] == ["ok"]

@@ -37,6 +37,9 @@ _WORDS: Final = (
     ("ConnectError", "it cannot be reached", "Start the service, or correct metadata.url."),
     ("no answer within", "it does not answer in time", "Look at the service, and at the network to it."),
     ("redirect", "it sends elsewhere, which is not followed", "Set metadata.url to where it really is."),
+    # With TLS 1.3 a server says only after the handshake that it misses a certificate, and often just ends.
+    ("disconnected without", "it breaks off; it may want a client certificate, or not speak HTTP",
+     "If it asks for one, set metadata.clientCert and metadata.clientKey; else correct metadata.url."),
     ("RemoteProtocolError", "what answers there does not speak HTTP, or breaks off",
      "Correct metadata.url: host, port, scheme."),
     ("not JSON", "what answers there is no meshkitfs service", "Correct metadata.url."),

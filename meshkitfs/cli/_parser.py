@@ -377,6 +377,9 @@ def _people_commands(add: _Adder) -> None:
     )
     verify.add_argument("handle", metavar="NAME")
     verify.add_argument("code", metavar="CODE", nargs="*", help="the code the contact told you")
+    verify.add_argument(
+        "--qr", action="store_true", help="show the code as a QR code too, for a phone to read to the other"
+    )
 
 
 def _look_commands(add: _Adder) -> None:

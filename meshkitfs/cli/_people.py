@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..errors import MeshkitError
 from . import _joining as joining
@@ -89,10 +89,30 @@ def contacts_verify(context: Context, args: argparse.Namespace) -> int:
             "",
             f"    {printable(data.get('code', ''))}",
             "",
+            *(_qr(str(data.get("code", "")), context.out.interactive) if args.qr else ()),
             f"If it is the same there, run 'meshkitfs contacts verify {who} CODE'.",
         ]
     context.out.result(data, lines)
     return 0
+
+
+def _qr(code: str, colours: bool) -> list[str]:
+    """Return the digits of a code as a QR code, two rows in a line of half blocks.
+
+    ``colours`` makes it black on white on every terminal; without, it is so where text is dark on light.
+    """
+    import segno  # only this command needs it
+
+    dark = [list(row) for row in segno.make("".join(code.split()), micro=False).matrix_iter(border=4)]
+    if len(dark) % 2:
+        dark.append([0] * len(dark[0]))
+    before, after = ("\x1b[30;47m", "\x1b[0m") if colours else ("", "")
+    pairs = zip(dark[::2], dark[1::2], strict=True)
+    lines = ["".join(_HALVES[bool(up), bool(down)] for up, down in zip(*pair, strict=True)) for pair in pairs]
+    return [*(f"{before}{line}{after}" for line in lines), ""]
+
+
+_HALVES: Final = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
 
 
 def _record(text: str) -> str:
