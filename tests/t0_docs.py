@@ -100,7 +100,7 @@ def jsonc_examples():
 
 
 def test_the_other_examples_are_valid_too(tmp_path):
-    examples = [text for text in jsonc_examples() if '"database"' not in text]
+    examples = [text for text in jsonc_examples() if '"listen"' not in text]
     assert examples
     for example in examples:
         config.loads(example.encode(), tmp_path)
@@ -116,7 +116,7 @@ def test_every_field_of_a_byte_store_is_listed():
 
 
 def test_the_fields_and_the_example_of_the_services_configuration(tmp_path):
-    (example,) = [text for text in jsonc_examples() if '"database"' in text]
+    (example,) = [text for text in jsonc_examples() if '"listen"' in text]
     path = tmp_path / "service.json"
     path.write_text(example)
     settings = server.load(path, {})

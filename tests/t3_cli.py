@@ -99,7 +99,6 @@ def test_every_command_of_the_interface_is_there():
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
         "prune", "gc", "verify", "repair", "providers test",
-        "serve", "serve-invite",
     }  # fmt: skip
 
 
