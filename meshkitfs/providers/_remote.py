@@ -18,7 +18,7 @@ from meshkitfs.core.cid import cid_text, digest_of
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers._api import Capabilities, Counters, Source, Usage
 
-__all__ = ["UNBOUNDED", "RemoteStore", "each"]
+__all__ = ["UNBOUNDED", "RemoteStore", "each", "each_had"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,16 +70,7 @@ class RemoteStore(ABC):
 
     async def get_many(self, digests: Sequence[bytes]) -> dict[bytes, VerifiedBlock]:
         """`get` for many side by side; what cannot be had is left out."""
-        found: dict[bytes, VerifiedBlock] = {}
-
-        async def one(digest: bytes) -> None:
-            try:
-                found[digest] = await self.get(digest)
-            except MeshkitError:
-                return
-
-        await each(one, digests)
-        return found
+        return await each_had(self.get, digests)
 
     async def put(self, block: SealedBlock) -> None:
         """Store a block. Raises cid_mismatch for one that is not what its name says."""
@@ -181,6 +172,22 @@ async def each(function: Callable[[T], Awaitable[object]], items: Sequence[T]) -
             nursery.start_soon(work)
     if failures:
         raise failures[min(failures)]
+
+
+async def each_had(
+    get: Callable[[bytes], Awaitable[VerifiedBlock]], digests: Sequence[bytes]
+) -> dict[bytes, VerifiedBlock]:
+    """Get several blocks side by side; what cannot be had is left out."""
+    found: dict[bytes, VerifiedBlock] = {}
+
+    async def one(digest: bytes) -> None:
+        try:
+            found[digest] = await get(digest)
+        except MeshkitError:
+            return
+
+    await each(one, digests)
+    return found
 
 
 def _contents(path: str | Path) -> bytes:

@@ -22,7 +22,7 @@ from meshkitfs.core.cid import cid_text
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers._api import ByteStore, Capabilities, Counters, Source, Usage
 from meshkitfs.providers._options import Options, number, option, wrong
-from meshkitfs.providers._remote import each
+from meshkitfs.providers._remote import each, each_had
 from meshkitfs.providers._spec import SPECS, ProviderSpec, open_provider
 
 __all__ = ["FallbackOptions", "FallbackStore"]
@@ -128,16 +128,7 @@ class FallbackStore:
 
     async def get_many(self, digests: Sequence[bytes]) -> dict[bytes, VerifiedBlock]:
         """`get` for many side by side; what cannot be had is left out."""
-        found: dict[bytes, VerifiedBlock] = {}
-
-        async def one(digest: bytes) -> None:
-            try:
-                found[digest] = await self.get(digest)
-            except MeshkitError:
-                return
-
-        await each(one, digests)
-        return found
+        return await each_had(self.get, digests)
 
     # -- writing ---------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.net import Endpoint, Reply
 from meshkitfs.providers._api import ByteStore, Capabilities, Counters, Source, Usage
 from meshkitfs.providers._options import BOOLEAN, URL, URLS, TokenOptions, choice, number, option, wrong
-from meshkitfs.providers._remote import each
+from meshkitfs.providers._remote import each_had
 from meshkitfs.providers._spec import SPEC, ProviderSpec, open_provider
 
 __all__ = ["GatewayOptions", "GatewayStore"]
@@ -154,16 +154,7 @@ class GatewayStore:
 
     async def get_many(self, digests: Sequence[bytes]) -> dict[bytes, VerifiedBlock]:
         """`get` for many side by side; what cannot be had is left out."""
-        found: dict[bytes, VerifiedBlock] = {}
-
-        async def one(digest: bytes) -> None:
-            try:
-                found[digest] = await self.get(digest)
-            except MeshkitError:
-                return
-
-        await each(one, digests)
-        return found
+        return await each_had(self.get, digests)
 
     async def _from_gateways(self, digest: bytes, outcome: _Outcome) -> VerifiedBlock | None:
         """Ask gateway after gateway; the next one also while the one before takes its time, if they race."""
