@@ -39,7 +39,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN: Final = ("/v1/service", "/v1/health", "/openapi.json")
 PUBLICATION_BYTES: Final = 24 << 20
 RECORD_BYTES: Final = 2 << 20
-IDENTITY_BYTES: Final = 64 << 10  # it is read before anybody is known
+IDENTITY_BYTES: Final = 128 << 10  # it is read before anybody is known
 _KEYID: Final = re.compile(rb'[;,]\s*keyid="([0-9a-f]{32})"')
 _IDENTITY: Final = re.compile(r"^/v1/identities/[^/]+$")
 _SHARE: Final = re.compile(r"^/v1/(?:shares|mailboxes)/([0-9a-f]{32})(?:/|$)")
