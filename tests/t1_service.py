@@ -1120,7 +1120,7 @@ def trusting(place, client=None):
 
 
 def test_tls(tmp_path, authority):
-    options = ("--tls-cert", authority / "server.pem", "--tls-key", authority / "server.key")
+    options = ("--tls-cert-file", authority / "server.pem", "--tls-key-file", authority / "server.key")
     with Service(tmp_path / "m.db", *options) as service:
         assert service.url.startswith("https://")
         for http2 in (False, True):
@@ -1135,8 +1135,8 @@ def test_tls(tmp_path, authority):
 
 
 def test_mutual_tls(tmp_path, authority):
-    options = ["--tls-cert", authority / "server.pem", "--tls-key", authority / "server.key"]
-    with Service(tmp_path / "m.db", *options, "--tls-client-ca", authority / "ca.pem") as service:
+    options = ["--tls-cert-file", authority / "server.pem", "--tls-key-file", authority / "server.key"]
+    with Service(tmp_path / "m.db", *options, "--tls-client-ca-file", authority / "ca.pem") as service:
         with pytest.raises(httpx.TransportError):
             httpx.get(service.url + "/v1/service", verify=trusting(authority))
         Person("alice", service, verify=trusting(authority, "client")).join()
@@ -1193,8 +1193,8 @@ def start_fails(*options, config=None, **keywords):
         (["--listen", "0.0.0.0:0"], "invalid_config"),
         (["--join", "everybody"], "invalid_config"),
         (["--join", "token"], "invalid_config"),
-        (["--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "invalid_config"),
-        (["--tls-cert", "/nowhere"], "invalid_argument"),
+        (["--tls-cert-file", "/nowhere", "--tls-key-file", "/nowhere"], "invalid_config"),
+        (["--tls-cert-file", "/nowhere"], "invalid_argument"),
         (["--database", "postgresql://me:hunter2@localhost/db"], "invalid_config"),
         (["--config", "/nowhere"], "invalid_cli_config"),
         (["--database-file", "/nowhere"], "invalid_config"),

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import trio
-
 from ..core.durations import parse_span
 from ..daemon import logs
 from ..errors import MeshkitError
@@ -73,9 +71,11 @@ def serve_commands(add: Any) -> None:
         "--join", metavar="POLICY", help="who may become a member: invite (default), token, open"
     )
     parser.add_argument("--join-token-file", metavar="FILE", help="the token of the policy 'token'")
-    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM")
-    parser.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
-    parser.add_argument("--tls-client-ca", metavar="FILE", help="ask clients for a certificate of this CA")
+    parser.add_argument("--tls-cert-file", metavar="FILE", help="certificate chain, PEM")
+    parser.add_argument("--tls-key-file", metavar="FILE", help="its private key, PEM")
+    parser.add_argument(
+        "--tls-client-ca-file", metavar="FILE", help="ask clients for a certificate of this CA"
+    )
     invite = add.command(
         "serve-invite",
         serve_invite,
@@ -116,10 +116,10 @@ def _settings(server: Any, args: argparse.Namespace) -> Any:
         overrides["join"] = args.join
     if getattr(args, "join_token_file", None):
         overrides["join_token"] = server.SecretSource(file=Path(args.join_token_file).absolute())
-    tls = [getattr(args, name, None) for name in ("tls_cert", "tls_key", "tls_client_ca")]
+    tls = [getattr(args, name, None) for name in ("tls_cert_file", "tls_key_file", "tls_client_ca_file")]
     if any(tls):
         if not (tls[0] and tls[1]):
-            raise MeshkitError("invalid_argument", "--tls-cert and --tls-key go together")
+            raise MeshkitError("invalid_argument", "--tls-cert-file and --tls-key-file go together")
         overrides["tls"] = server.TlsFiles(*(Path(name).absolute() if name else None for name in tls))
     config = getattr(args, "config", None)
     return server.load(Path(config) if config else None, overrides)
@@ -127,6 +127,8 @@ def _settings(server: Any, args: argparse.Namespace) -> Any:
 
 def _run(work: Any) -> Any:
     """Run it under trio; the one failure of a group of tasks comes out as itself."""
+    import trio  # other commands do without it
+
     try:
         return trio.run(work)
     except BaseExceptionGroup as group:
