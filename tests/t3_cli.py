@@ -95,10 +95,10 @@ def test_every_command_of_the_interface_is_there():
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",
-        "serve", "serve-invite",
         "identity show", "identity create", "identity publish",
         "contacts list", "contacts add", "contacts verify",
         "prune", "gc", "verify", "repair", "providers test",
+        "serve", "serve-invite",
     }  # fmt: skip
 
 
