@@ -337,6 +337,29 @@ def test_a_grant_that_was_interrupted_is_gone_on_with(three, monkeypatch):
     assert {member.handle for member in alice.session.book.standing(alice.share())} == {"alice", "bob"}
 
 
+def test_an_invitation_that_is_being_granted_is_nobody_elses(three, monkeypatch):
+    """Bob's claim is lost at the store in the middle of his grant; carol has the file too."""
+    alice, bob, carol = three
+    made = invite(alice)
+    call(bob, "invitation.claim", ticket=made["ticket"])
+    real = alice.session.book.add
+
+    async def away(*args):
+        raise MeshkitError("metadata_unavailable", "away")
+
+    monkeypatch.setattr(alice.session.book, "add", away)
+    with pytest.raises(MeshkitError):
+        call(alice, "share.invitations")
+    monkeypatch.setattr(alice.session.book, "add", real)
+    ((lost, _),) = letters_of(alice)
+    alice.world.run(alice.session.metadata.delete_letter, alice.session.identity.encryption.kid, lost)
+    call(carol, "invitation.claim", ticket=made["ticket"])
+    assert call(alice, "share.invitations")["granted"] == []
+    assert stage(alice) == ("claimed", "bob", ["carol"])
+    call(bob, "invitation.claim", ticket=made["ticket"])
+    assert call(alice, "share.invitations")["granted"] == [made["id"]]
+
+
 def test_what_is_kept_of_an_invitation_claims_nothing(three, place):
     alice, _, _ = three
     made = Ticket.from_text(invite(alice)["ticket"])
