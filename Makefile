@@ -63,7 +63,7 @@ packages-test: packages
 	@missing=; \
 	$(call need,git,git) $(call need,sqlite3,sqlite3) $(call need,rsync,rsync) $(call need,tar,tar) \
 	if ! command -v vim >/dev/null && ! command -v vim.tiny >/dev/null; then missing="$$missing vim-tiny"; fi; \
-	$(call need,ps,procps) $(call need,flock,util-linux) \
+	$(call need,ps,procps) $(call need,flock,util-linux) $(call need,ip,iproute2) \
 	$(call need,dbus-run-session,dbus) $(call need,gnome-keyring-daemon,gnome-keyring) \
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || $(call need,postgres,postgresql) \
 	$(install-packages)

@@ -249,6 +249,23 @@ def in_the_foreground(person, program=""):
         process.communicate()
 
 
+def usable_python(prefix):
+    """``prefix`` with what else another user needs to run our code, and the interpreter to run it with.
+
+    The interpreter of these tests may be in a directory that is closed to others; then the system's own is
+    tried, with our packages.
+    """
+    packages = os.pathsep.join([str(HERE.parent), *(path for path in sys.path if "site-packages" in path)])
+    for python, search in ((sys.executable, str(HERE.parent)), ("/usr/bin/python3", packages)):
+        command = [*prefix, f"PYTHONPATH={search}"]
+        tried = subprocess.run(
+            [*command, python, "-c", "import meshkitfs.daemon.service"], capture_output=True, cwd="/"
+        )
+        if not tried.returncode:
+            return command, python
+    pytest.skip("A SECOND UNIX USER CANNOT RUN ANY PYTHON HERE: " + tried.stderr.decode()[-200:])
+
+
 # -- waiting and failing -------------------------------------------------------------------------
 
 

@@ -30,11 +30,23 @@ PATIENCE = 60
 
 
 class Service:
-    """``meshkitfs serve`` as a process, on a port that the kernel chooses (or the one it had before)."""
+    """``meshkitfs serve`` as a process, on a port that the kernel chooses (or the one it had before).
+
+    ``prefix`` is a command that runs it elsewhere and becomes it.
+    """
 
     def __init__(
-        self, database, *options, config=None, join="open", listen="127.0.0.1:0", env=None, check=True
+        self,
+        database,
+        *options,
+        config=None,
+        join="open",
+        listen="127.0.0.1:0",
+        env=None,
+        check=True,
+        prefix=(),
     ):
+        self.prefix = prefix
         self.database = str(database)
         self.options = [*map(str, options)]
         self.config = config
@@ -58,7 +70,7 @@ class Service:
         if self.config:
             arguments += ["--config", str(self.config)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "meshkitfs", *arguments],
+            [*self.prefix, sys.executable, "-m", "meshkitfs", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

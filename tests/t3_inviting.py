@@ -11,6 +11,8 @@ from pathlib import Path
 
 import evil
 import pytest
+import trio
+import trustme
 from devices import Device, World, scratch
 from homes import Person, wait_until
 from inner_service import InnerService
@@ -443,6 +445,60 @@ def test_somebody_who_has_nothing_comes_in_with_a_file(place):
         assert seed.hex() not in everything
         assert secret[100:140] not in everything
         assert code not in everything
+    behind.close()
+
+
+def test_an_invitation_and_a_configuration_that_is_there_before(place):
+    """It is followed, with its certificate authority, and never changed; what contradicts it is refused."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(f"{place}/ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(f"{place}/cert.pem")
+    certificate.private_key_pem.write_to_path(f"{place}/key.pem")
+    behind = EmbeddedMetadata.create(f"{place}/service.db")
+    with InnerService(behind, tls=(f"{place}/cert.pem", f"{place}/key.pem")) as server:
+        reached = {"type": "http", "url": server.url, "caFile": f"{place}/ca.pem"}
+        store = {"provider": {"type": "local-dev", "store": f"{place}/blocks"}}
+
+        def configured(name, **more):
+            person = Person(f"{place}/{name}", name)
+            person.root.mkdir(mode=0o700)
+            vault = {"type": "plain-file"}
+            person.home.config_path.write_text(json.dumps({"version": 1, "keyVault": vault, **store, **more}))
+            return person
+
+        alice = configured("alice", metadata=reached)
+        alice.cli("init", "--identity", "alice")
+        alice.cli("share", "create", "photos")
+
+        def come(person, *options, check=True):
+            file = f"{place}/for-{person.name}"
+            alice.cli("share", "invite", "photos", "--out", file)
+            command = ("init", "--identity", person.name, "--invitation", file, *options)
+            return person.cli(*command, check=check)
+
+        bob = configured("bob", metadata=reached)
+        before = bob.home.config_path.read_text()
+        come(bob)
+        assert bob.home.config_path.read_text() == before
+        alice.cli("share", "invitations")
+        (letter,) = bob.cli("inbox")["letters"]
+        assert bob.cli("accept", letter["id"])["owner"] == "alice"
+
+        elsewhere = {"type": "http", "url": "https://elsewhere.example"}
+        for person, options, about in (
+            (configured("carol"), ("--metadata-ca", f"{place}/ca.pem"), server.url),  # it says: a file
+            (configured("dave", metadata=elsewhere), (), server.url),
+            (configured("erin", metadata=reached), ("--provider", f"local:{place}/others"), "byte store"),
+        ):
+            before = person.home.config_path.read_text()
+            refused = come(person, *options, check=False)
+            assert refused.error["code"] == "invalid_argument"
+            assert about in refused.error["detail"]
+            assert not person.home.initialized
+            assert person.home.config_path.read_text() == before
+            assert trio.run(behind.identity, person.name) == []
+        assert not os.path.exists(f"{place}/others")
     behind.close()
 
 

@@ -17,7 +17,18 @@ from pathlib import Path
 import evil
 import homes
 import pytest
-from homes import CliFailure, Person, errno_of, fails, needs_fuse, reason, reason_code, sync_dir, wait_until
+from homes import (
+    CliFailure,
+    Person,
+    errno_of,
+    fails,
+    needs_fuse,
+    reason,
+    reason_code,
+    sync_dir,
+    usable_python,
+    wait_until,
+)
 from homes import write_synced as put
 
 pytestmark = needs_fuse
@@ -670,29 +681,10 @@ def stranger():
             "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--no-new-privs",
             "env", f"HOME={user.pw_dir}", f"USER={name}", "PYTHONDONTWRITEBYTECODE=1",
         ]  # fmt: skip
-        yield *_usable_python(prefix), Path(user.pw_dir), shared
+        yield *usable_python(prefix), Path(user.pw_dir), shared
     finally:
         subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
         shutil.rmtree(base)
-
-
-def _usable_python(prefix):
-    """``prefix`` with what else another user needs to run our code, and the interpreter to run it with.
-
-    The interpreter of these tests may be in a directory that is closed to others; then the system's own is
-    tried, with our packages.
-    """
-    packages = os.pathsep.join(
-        [str(homes.HERE.parent), *(path for path in sys.path if "site-packages" in path)]
-    )
-    for python, search in ((sys.executable, str(homes.HERE.parent)), ("/usr/bin/python3", packages)):
-        command = [*prefix, f"PYTHONPATH={search}"]
-        tried = subprocess.run(
-            [*command, python, "-c", "import meshkitfs.daemon.service"], capture_output=True, cwd="/"
-        )
-        if not tried.returncode:
-            return command, python
-    pytest.skip("A SECOND UNIX USER CANNOT RUN ANY PYTHON HERE: " + tried.stderr.decode()[-200:])
 
 
 def test_two_unix_users(stranger, tmp_path):

@@ -56,6 +56,9 @@ def _set_up(
     join = joining.join(args.join_file)
     if invitation:
         join = _follow(args, invitation) or join
+    provider, metadata = _provider(context, args.provider, given), _metadata(context, args, given)
+    if given:
+        _agree(context, given, provider, metadata)
     with home.hold(wait=_HOLD_SECONDS):
         logs.setup(home.log_file)
         data = client.run_async(
@@ -63,8 +66,8 @@ def _set_up(
                 service.initialize,
                 home,
                 handle,
-                _provider(context, args.provider, given),
-                _metadata(context, args, given),
+                provider,
+                metadata,
                 args.key_vault or (given.key_vault.type if given and given.key_vault else None),
                 context.passphrase,
                 publish,
@@ -132,11 +135,32 @@ def _metadata(
         where = given.metadata if given else config.MetadataConfig(context.home.metadata_db)
     else:
         where = config.MetadataConfig.parse(args.metadata)
+        if where.url and given and given.metadata.url.rstrip("/") == where.url.rstrip("/"):
+            where = given.metadata  # with its certificate authority, and how else it is reached
     if args.metadata_ca is None:
         return where
     if where.type != "http":
         raise MeshkitError("invalid_argument", "--metadata-ca is for a metadata service")
     return replace(where, ca_file=Path(_absolute(args.metadata_ca)))
+
+
+def _agree(
+    context: Context, given: config.Config, provider: ProviderSpec, metadata: config.MetadataConfig
+) -> None:
+    """A configuration that is there is never changed, so nothing may be set up that it does not say.
+
+    Raises ``invalid_argument``.
+    """
+    same = {
+        "byte store": provider == given.provider,
+        f"metadata store (not {metadata.place})": metadata == given.metadata,
+    }
+    for what in (what for what, agreed in same.items() if not agreed):
+        raise MeshkitError(
+            "invalid_argument",
+            f"{context.home.config_path} says something else about the {what}: write there what is meant, "
+            "or leave the option out",
+        )
 
 
 def _absolute(path: str) -> str:

@@ -414,8 +414,13 @@ async def initialize(
                 identity=handle,
             )
             if await trio.to_thread.run_sync(os.path.lexists, home.config_path):
+                # It is never changed: `save` refuses if it names other stores than the ones used here.
                 chosen = replace(
-                    configuration.load(home.config_path), key_vault=chosen.key_vault, identity=handle
+                    configuration.load(home.config_path),
+                    provider=provider,
+                    metadata=where,
+                    key_vault=chosen.key_vault,
+                    identity=handle,
                 )
             configuration.save(home.config_path, chosen)
             save_identity(home.identity_file, identity, secret)
