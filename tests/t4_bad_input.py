@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from homes import Person, fails, needs_fuse, write_synced
+from homes import REASON, Person, fails, needs_fuse, wait_until, write_synced
 
 pytestmark = needs_fuse
 
@@ -50,14 +50,29 @@ def test_a_damaged_file_of_the_home_is_named_and_left_alone(alice, name, code):
     write_synced(alice.mount() / "first/file", b"still here")
 
 
+def listing(path):
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
 def test_a_byte_store_that_is_gone_is_not_an_empty_one(alice):
     write_synced(alice.mount() / "first/file", b"content")
     alice.umount()
     away = alice.root.with_name("elsewhere")
     shutil.move(alice.blocks, away)
-    assert alice.mount(check=False).error["code"] == "provider_request_failed"
+    base = alice.mount() / "first"
+    with fails(errno.EIO):
+        os.listdir(base)
+    assert b"provider_request_failed" in os.getxattr(base, REASON)
+    with fails(errno.EIO):
+        (base / "new").write_bytes(b"a share that cannot be read cannot be written either")
+    assert not alice.blocks.exists(), "an empty store was made in its place"
     shutil.move(away, alice.blocks)
-    assert (alice.mount() / "first/file").read_bytes() == b"content"
+    # Nobody has to mount again.
+    wait_until(lambda: "file" in listing(base), "the share, once its store is back")
+    assert (base / "file").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "x" * 256])

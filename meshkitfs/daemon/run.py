@@ -43,7 +43,9 @@ async def run_mount(
     """
     # A working directory inside the mount would make the daemon wait for itself.
     os.chdir("/")
-    async with Service.open(home, passphrase) as service, trio.open_nursery() as nursery:
+    # A byte store that is away keeps nobody from mounting: what is only on this device is wanted most then.
+    opening = Service.open(home, passphrase, absent=True)
+    async with opening as service, trio.open_nursery() as nursery:
         session = service.session
         if options.fsync is not None:
             session.services.fsync_publishes = options.fsync == "published"
