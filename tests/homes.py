@@ -33,6 +33,8 @@ from meshkitfs.fuse import preflight
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 60
+# What `status` says of a home in which nothing waits.
+NOTHING = {"blocks": 0, "bytes": 0, "memory": 0}
 REASON = "user.meshkit.reason"
 
 needs_fuse = pytest.mark.skipif(

@@ -128,7 +128,7 @@ TIMESTAMPS = {
     "none": lambda bob: evil.withheld,
     "damaged": lambda bob: evil.damaged,
     "run out": lambda bob: stamped(bob, NOW - 310, NOW - 10),
-    "from the future": lambda bob: stamped(bob, NOW + 600, NOW + 900),
+    "from the future": lambda bob: stamped(bob, int(time.time()) + 600, int(time.time()) + 900),
     "good for a year, and old": lambda bob: stamped(bob, NOW - 310, NOW + 31_536_000),
     "over another roster": lambda bob: stamped(bob, NOW, NOW + 300, roster=bytes(32)),
     "of another share": lambda bob: stamped(bob, NOW, NOW + 300, share=bytes(16)),

@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 import pytest
-from homes import Person, fails, needs_fuse, sync_dir, wait_until
+from homes import NOTHING, Person, fails, needs_fuse, sync_dir, wait_until
 
 pytestmark = needs_fuse
 
@@ -461,7 +461,7 @@ def test_a_large_temporary_file_without_a_name(alice, d):
         for at in order[::50]:
             assert os.pread(fd, step - 100, at) == at.to_bytes(8, "big") + block[:-100]
     sync_dir(d)
-    wait_until(lambda: alice.status()["pending"] == {"blocks": 0, "bytes": 0}, "the memory it took", 20)
+    wait_until(lambda: alice.status()["pending"] == NOTHING, "the memory it took", 20)
 
 
 def test_removing_directories(d):
@@ -933,7 +933,7 @@ def test_fsync_publishes(alice, d):
         return alice.counters()["heads"]
 
     def stored():
-        return alice.status()["pending"] == {"blocks": 0, "bytes": 0} and not alice.share("first")["reason"]
+        return alice.status()["pending"] == NOTHING and not alice.share("first")["reason"]
 
     for sync in (os.fsync, os.fdatasync):
         with opened(d / sync.__name__, os.O_RDWR | os.O_CREAT) as fd:

@@ -16,7 +16,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from homes import Person, needs_fuse, wait_until
+from homes import NOTHING, Person, needs_fuse, wait_until
 
 pytestmark = needs_fuse
 
@@ -549,7 +549,7 @@ def test_nothing_readable_reaches_the_disk(tmp_path):
 
 
 def test_the_daemon_noticed_no_defect(alice):
-    wait_until(lambda: alice.status()["pending"] == {"blocks": 0, "bytes": 0}, "everything to be stored")
+    wait_until(lambda: alice.status()["pending"] == NOTHING, "everything to be stored")
     assert alice.status()["errors"] == []
     bad = [line for line in alice.logs().splitlines() if "level=error" in line or "Traceback" in line]
     assert bad == []

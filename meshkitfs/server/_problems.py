@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from typing import Any, Final
 
 from meshkitfs.errors import MeshkitError
@@ -10,6 +12,10 @@ from meshkitfs.server._limits import TooLargeError, TooManyError, TooSlowError
 
 __all__ = ["DOCUMENTED", "as_answer", "status_of"]
 
+_log = logging.getLogger(__name__)
+
+# How often one trouble that lasts is logged.
+TELL_SECONDS: Final = 10.0
 _STATUS: Final = {
     "invalid_argument": 400,
     "metadata_unauthorized": 401,
@@ -52,9 +58,28 @@ def status_of(error: MeshkitError) -> int:
     return _STATUS.get(error.code, 500)
 
 
+class _Trouble:
+    """Tells the operator, but not once for each request, why requests are answered 503."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, float] = ("", 0.0)
+
+    def tell(self, error: MeshkitError) -> None:
+        detail, moment = self._last
+        now = time.monotonic()
+        if error.detail != detail or now - moment >= TELL_SECONDS:
+            self._last = (error.detail, now)
+            _log.warning("requests are refused: %s (%s)", error.code, error.detail)
+
+
+_trouble = _Trouble()
+
+
 def as_answer(error: MeshkitError, status: int | None = None) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Return status, header lines and body that say a failure. What is internal is not told to the client."""
     status = status_of(error) if status is None else status
+    if status == 503:
+        _trouble.tell(error)
     if status == 500:
         error = MeshkitError("internal_error")
     problem = {"code": error.code, "message": error.reason.sentence, "detail": error.detail}
