@@ -10,6 +10,8 @@ MESHKITFS := $(BIN)/meshkitfs
 # Where `make mount` mounts, and what its first share is called.
 MOUNT ?= $(HOME)/MeshKit
 SHARE ?= first
+# How many test files run at a time: they wait for disks and servers more than for processors. 0 for a debugger.
+TEST_WORKERS ?= 2
 # More arguments for pytest: make test PYTEST_ARGS='-k gate -x'
 PYTEST_ARGS ?=
 
@@ -137,7 +139,7 @@ umount:
 # --- checking it -----------------------------------------------------------------------------------------
 
 test: install-test
-	$(BIN)/python -m pytest -q -m 'not long' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m 'not long' -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-long: install-test
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
