@@ -113,6 +113,29 @@ def arrives(person, path, text):
     )
 
 
+def version(person, name):
+    return next(share["version"] for share in person.cli("status")["shares"] if share["name"] == name)
+
+
+def cut_off(network, bob, theirs):
+    """Cut Bob off while he may still write, and have him write.
+
+    His home asks about a share now and then, and closes it if nobody answers: if that is just now due, it was a
+    moment that is of no use here.
+    """
+    for _ in range(4):
+        network.cut("bob")
+        with fails(errno.EIO, errno.EACCES) as caught:
+            bob.do("write", theirs / "both.txt", f"{CANARY}: bob's version")
+        if caught.value.errno == errno.EIO:
+            return
+        network.heal("bob")
+        arrives(bob, theirs / "both.txt", "before")
+    raise AssertionError("the share closes whenever the cable is out")
+
+
+# Long for now: what it meets depends on when a share is asked about; that has to be worked out before CI may rely on it.
+@pytest.mark.long
 def test_the_whole_story(world):
     network, hub, alice, bob = world
 
@@ -139,13 +162,14 @@ def test_the_whole_story(world):
     alice.do("write", mine / "both.txt", "before")
     arrives(bob, theirs / "both.txt", "before")
     waiting = bob.do("open", theirs / "both.txt", os.O_RDONLY)
+    # Bob has taken in all that there is: news on its way would have him ask, and be refused, at his next open.
+    alice.cli("sync")
+    wait_until(lambda: version(bob, theirs.name) == version(alice, SHARE), "the newest version", SOON)
 
     # Bob's cable is out. Alice goes on; he cannot store, is told so, and what he writes waits on his device.
-    network.cut("bob")
+    cut_off(network, bob, theirs)
     alice.do("write", mine / "both.txt", f"{CANARY}: alice's version")
     alice.do("write", mine / "of-alice.txt", f"{CANARY}: only alice's")
-    with fails(errno.EIO):
-        bob.do("write", theirs / "both.txt", f"{CANARY}: bob's version")
     with fails(errno.EIO):
         bob.do("write", theirs / "of-bob.txt", f"{CANARY}: only bob's")
     assert bob.do("read", theirs / "both.txt") == f"{CANARY}: bob's version"
