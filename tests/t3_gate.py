@@ -29,6 +29,7 @@ from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Roster, Timestamp, record_hash
 from meshkitfs.errors import TABLE, MeshkitError
 from meshkitfs.gate import Grant, Trace, _grant
+from meshkitfs.gate import _conditions as conditions
 from meshkitfs.gate import _gate as gate_module
 from meshkitfs.policy import Decision
 from meshkitfs.shares import Terms
@@ -327,7 +328,7 @@ def test_everything_but_yes_is_no(two, kind):
     alice, bob = two
     give(alice, bob, Terms(("read",), policy="p1"))
     answer, code = NOS[kind]
-    bob.session.gate._policy = Provider(answer)
+    bob.session.gate._conditions._policy = Provider(answer)
     refused(bob, code, "policy")
 
 
@@ -335,15 +336,15 @@ def test_a_late_yes_is_no(two):
     alice, bob = two
     give(alice, bob, Terms(("read",), policy="p1"))
     silence = Silence()
-    bob.session.gate._policy = Provider(silence)
-    assert late(bob, silence, gate_module.POLICY_DEADLINE_S) == "policy_provider_error"
+    bob.session.gate._conditions._policy = Provider(silence)
+    assert late(bob, silence, conditions.POLICY_DEADLINE_S) == "policy_provider_error"
     assert counters(bob) == (0, 0, 0)
 
 
 def test_yes_is_yes_for_as_long_as_it_says(two):
     alice, bob = two
     row = give(alice, bob, Terms(("read",), policy="p1"))
-    provider = bob.session.gate._policy = Provider(Decision(True, 30))
+    provider = bob.session.gate._conditions._policy = Provider(Decision(True, 30))
     grant = walk(bob)
     assert 0 < grant.deadline - time.clock_gettime(_grant._LEASE_CLOCK) <= 31
     (asked,) = provider.asked
@@ -363,7 +364,7 @@ def test_the_decision_is_about_the_capsule_that_is_opened(two):
         evil.replace_capsule(bob.metadata, decided, b"something else entirely")
         return Decision(True, 30)
 
-    bob.session.gate._policy = Provider(swap)
+    bob.session.gate._conditions._policy = Provider(swap)
     assert walk(bob).capsule_hash == record_hash(decided)
     assert row.share == bob.share().row.share
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from meshkitfs.core._unwrap import open_capsule
-from meshkitfs.core.cid import cid_text
 from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import EncryptionKey, kid_of
 from meshkitfs.core.records import Capsule, Head, Roster
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
+from meshkitfs.gate._conditions import Conditions
 from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
-from meshkitfs.policy import PolicyProvider, PolicyRequest
+from meshkitfs.policy import PolicyProvider
 from meshkitfs.state import Clock, Mark, Quarantine, ShareRow, State
 
 __all__ = ["QUARANTINED", "Counters", "Gate"]
@@ -33,7 +33,6 @@ METADATA_DEADLINE_S = 10
 # What says that the metadata store goes back in time or shows another history: the share is quarantined.
 # For a head that is until a person says what is true, for a roster until the one that was seen is back.
 QUARANTINED = frozenset({"head_rollback", "head_fork", "roster_rollback", "roster_fork"})
-POLICY_DEADLINE_S = 5
 
 
 @dataclass(slots=True)
@@ -63,7 +62,7 @@ class Gate:
         self._metadata = metadata
         self._state = state
         self._clock = clock
-        self._policy = policy
+        self._conditions = Conditions(policy)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
         self._keys: dict[bytes, dict[bytes, bytes]] = {}
@@ -138,22 +137,7 @@ class Gate:
             step.note(", ".join(sorted(granted)))
             if action not in granted:
                 raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
-        if capsule.vault:
-            with trace.step("vault"):
-                # Membership proofs have no home yet, so a grant that demands one cannot be satisfied.
-                raise MeshkitError("vault_membership_required", f"vault '{capsule.vault}'")
-        trace.skip("vault", "the grant names no vault")
-        if capsule.cap:
-            with trace.step("capability"):
-                raise MeshkitError("capability_required", f"capability '{capsule.cap}'")
-        trace.skip("capability", "the grant asks for no capability token")
-        decided_until = capsule.exp
-        if capsule.pol:
-            with trace.step("policy") as step:
-                decided_until = await self._decide(row, capsule, capsule_hash, action, now)
-                step.note(f"policy '{capsule.pol['id']}' allows it for {decided_until - now} s")
-        else:
-            trace.skip("policy", "the grant names no policy")
+        conditions = await self._conditions.check(capsule, action, now, trace)
         if row.grant == "live":
             kept = self._state.quarantine(row.share)
             if kept is not None:
@@ -172,7 +156,11 @@ class Gate:
             await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
         # Only a walk that passed may raise the clock floor: an attacker's record must not.
         self._clock.raise_floor(stamp.iat)
-        until = min(capsule.exp, fresh_until, roster.exp, decided_until)
+        proofs = {
+            "share_expired": capsule.exp,
+            "freshness_unproven": min(fresh_until, roster.exp),
+            **conditions,
+        }
 
         def older(epoch: int) -> bytes:
             for digest, past in capsules.items():
@@ -186,9 +174,8 @@ class Gate:
             capsule_hash,
             roster,
             head,
-            now=now,
-            until=until,
-            fresh_until=fresh_until,
+            now=self._clock.exact(),
+            proofs=proofs,
             older=older,
         )
 
@@ -201,39 +188,6 @@ class Gate:
         except MeshkitError as error:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
-
-    async def _decide(
-        self, row: ShareRow, capsule: Capsule, capsule_hash: bytes, action: str, now: int
-    ) -> int:
-        """Ask the policy provider; return until when its yes may be believed."""
-        policy_id = str((capsule.pol or {}).get("id"))
-        if self._policy is None:
-            raise MeshkitError("policy_provider_required", f"policy '{policy_id}'")
-        request = PolicyRequest(
-            policy_id=policy_id,
-            identity=capsule.to.hex(),
-            action=action,
-            cid=cid_text(capsule.root) if capsule.root else None,
-            capsule_id=capsule.id,
-            vault_id=capsule.vault,
-            capability=capsule.cap,
-        )
-        try:
-            with trio.fail_after(POLICY_DEADLINE_S):
-                decision = await self._policy.decide(request)
-            allow, until = decision.allow, now + int(decision.ttl_seconds)
-        except trio.TooSlowError:
-            raise MeshkitError("policy_provider_error", "no answer in time") from None
-        except MeshkitError as error:
-            raise MeshkitError("policy_provider_error", error.detail or error.code) from error
-        except Exception as error:
-            # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
-            raise MeshkitError("policy_provider_error", type(error).__name__) from error
-        if allow is not True:
-            raise MeshkitError("policy_denied", f"policy '{policy_id}'")
-        if until <= now:
-            raise MeshkitError("policy_denied", f"policy '{policy_id}': the decision is no longer valid")
-        return min(until, capsule.exp)
 
     def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> bytes:
         held = self._keys.setdefault(capsule.share, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -60,8 +60,8 @@ class Grant:
     """
 
     __slots__ = (
-        "_error", "_key", "_older", "capsule", "capsule_hash", "deadline", "expires", "fresh_until", "head",
-        "rights", "roster",
+        "_error", "_key", "_lapse", "_older", "capsule", "capsule_hash", "deadline", "expires", "fresh_until",
+        "head", "rights", "roster",
     )  # fmt: skip
 
     def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:
@@ -69,6 +69,7 @@ class Grant:
             raise TypeError("a Grant is made by meshkitfs.gate only")
         self._key: bytes | None = key
         self._error: MeshkitError | None = None
+        self._lapse = "freshness_unproven"
         self._older: Callable[[int], bytes] = _no_older
         self.capsule = capsule
         self.capsule_hash = b""
@@ -86,6 +87,13 @@ class Grant:
     def alive(self) -> bool:
         return self._error is None and time.clock_gettime(_LEASE_CLOCK) < self.deadline
 
+    @property
+    def expired(self) -> MeshkitError | None:
+        """Why it is over for good, if its own end has come; a lease that can be renewed is not."""
+        if self._lapse != "share_expired" or time.clock_gettime(_LEASE_CLOCK) < self.deadline:
+            return None
+        return MeshkitError("share_expired", "its time ran out while it was in use")
+
     def ends_within(self, seconds: float) -> bool:
         """Return whether the lease is over in so many seconds, or already."""
         return self._error is not None or time.clock_gettime(_LEASE_CLOCK) + seconds >= self.deadline
@@ -101,7 +109,7 @@ class Grant:
         if self._error is not None:
             raise self._error
         if time.clock_gettime(_LEASE_CLOCK) >= self.deadline:
-            raise MeshkitError("freshness_unproven", "the lease has run out and was not renewed")
+            raise self.expired or MeshkitError(self._lapse, "the lease has run out and was not renewed")
 
     def require(self, right: str) -> None:
         """Raise unless the grant is alive and includes ``right`` (``right_not_granted``)."""
@@ -157,18 +165,20 @@ def make_grant(
     roster: Roster,
     head: HeadView,
     *,
-    now: int,
-    until: int,
-    fresh_until: int,
+    now: float,
+    proofs: Mapping[str, int],
     older: Callable[[int], bytes],
 ) -> Grant:
-    """Make a grant that lives from ``now`` until ``until`` (wall-clock seconds). For the gate.
+    """Make a grant that lives from ``now`` (wall-clock seconds) until the earliest of its proofs ends.
 
-    ``older`` yields the epoch key of an earlier epoch from an older capsule of the same recipient.
+    ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
+    epoch key of an earlier epoch from an older capsule of the same recipient. For the gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
-    grant.deadline = time.clock_gettime(_LEASE_CLOCK) + max(0, until - now)
-    grant.fresh_until = fresh_until
+    # What cannot be renewed comes first if two end together.
+    grant._lapse = min(proofs, key=lambda code: (proofs[code], code != "share_expired"))
+    grant.deadline = time.clock_gettime(_LEASE_CLOCK) + max(0.0, proofs[grant._lapse] - now)
+    grant.fresh_until = proofs["freshness_unproven"]
     grant._older = older
     return grant

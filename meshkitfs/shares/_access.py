@@ -38,6 +38,14 @@ class Access:
     def name(self) -> str:
         return self.row.name.decode(errors="surrogateescape")
 
+    @property
+    def denial(self) -> MeshkitError | None:
+        """Why nothing can be done with the share now, as far as it is known; answered without asking anybody.
+
+        A grant whose time is over is refused from that moment, also if nobody has tried to use it since.
+        """
+        return self.refusal or (self.grant.expired if self.grant is not None else None)
+
     def live(self, right: str) -> Grant | None:
         """Return the grant if it includes ``right`` and needs no renewal, without asking anybody."""
         grant = self.grant

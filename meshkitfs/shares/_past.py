@@ -87,6 +87,10 @@ class PastShare:
         return self.share.refusal
 
     @property
+    def denial(self) -> MeshkitError | None:
+        return self.share.denial
+
+    @property
     def tree_root(self) -> Node | None:
         return None if self.tree is None else self.tree.root
 

@@ -38,6 +38,10 @@ class Clock:
             raise MeshkitError("clock_rollback", f"the clock is {self._floor - wall} s behind")
         return max(wall, self._floor)
 
+    def exact(self) -> float:
+        """Return the time as `now` does, with its fraction: what is not rounded down ends when it says."""
+        return max(self._wall(), float(self.now()))
+
     def raise_floor(self, seen: int) -> None:
         """Note that ``seen`` (seconds, from a record whose every check passed) has been."""
         floor = max(self._floor, min(seen, int(self._wall()) + _MAX_LEAD_S))

@@ -28,7 +28,7 @@ def reason_text(share: AnyShare, fault: MeshkitError | None) -> str:
 
     In the words of the error table; "ok" if nothing did.
     """
-    error = share.refusal or fault or share.stuck
+    error = share.denial or fault or share.stuck
     if error is None:
         return "ok"
     detail = f" ({error.detail})" if error.detail else ""
