@@ -179,7 +179,20 @@ def change(device):
     view.write("directory/inside", pattern(4, 20 * KIB))
     view.symlink("directory/link", b"../new")
     view.setxattr("new", b"user.tag", b"value")
+    # Full blocks are sealed in threads: whether before or in the flush must not be left to chance.
+    settle_threads(device)
     return view, fh
+
+
+def settle_threads(device):
+    """Let what is still under way in worker threads end."""
+
+    async def idle():
+        for share in device.session.book.shares.values():
+            while share.tree is not None and share.tree.sealer._running:
+                await trio.to_thread.run_sync(lambda: None)
+
+    device.world.run(idle)
 
 
 def tree(device):
@@ -324,16 +337,6 @@ def test_errors_without_end_leave_nothing_behind(world, place):
     # What the failed tries sealed must not have gone to the provider either.
     assert blocks <= len(files_in(clean.blocks)) + 2
     clean.close()
-
-
-def settle_threads(device):
-    """Let what is still under way in worker threads end."""
-
-    async def idle():
-        for _ in range(50):
-            await trio.to_thread.run_sync(lambda: None)
-
-    device.world.run(idle)
 
 
 @pytest.mark.parametrize("step", [step for step, code in STEPS.items() if code])

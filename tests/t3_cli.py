@@ -70,6 +70,8 @@ def start(*arguments: str, encoding: str = "utf-8", **options) -> subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "meshkitfs", *arguments],
         env=environment,
+        # Who runs the tests in the background of a script has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
