@@ -201,13 +201,13 @@ class Policies:
 
     def _grants(self, name: str) -> list[tuple[Share, Member]]:
         """Return the grants of this home that demand its own policy ``name``."""
-        book = self._session.book
+        now, state = int(time.time()), self._session.state
         return [
             (share, member)
-            for share in book.shares.values()
-            if share.row.mine
-            for member in book.standing(share)
-            if member.policy == name
+            for share in self._session.book.shares.values()
+            if share.row.mine and share.row.grant == "live"
+            for member in state.members(share.row.share)
+            if member.policy == name and not member.revoked and member.expires > now
         ]
 
     def _described(self, name: str, policy: _Policy) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class AuthZen:
             return None
         if type(ttl) is not int or ttl < 0:
             raise self._wrong("a decision without a usable end")
-        return min(ttl, TTL_MAX_S)
+        return min(ttl, TTL_MAX_S) or None  # good for no time at all: for what it was asked for
 
     def _signed(
         self, text: Any, key: bytes, request: PolicyRequest, nonce: bytes, now: int, by: str
