@@ -126,6 +126,9 @@ def test_a_write_needs_a_yes_of_its_own(two):
     # That was a no to writing, and nobody who reads has to notice.
     assert bob.view().read("file") == DATA
     assert bob.share().refusal is None
+    # Nor is a descriptor that was opened before served by the lease that reads live on.
+    assert bob.share().live("read") is not None
+    assert bob.share().live("write") is None
     grant = bob.share().grant
     assert code_of(grant.sealing_key, 9) == "policy_denied"
 

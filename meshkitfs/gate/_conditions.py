@@ -87,13 +87,13 @@ class Conditions:
         demand = Demand.of(capsule.pol or {})
         found = await self._decide(demand, capsule, rights, now)
         allowed = {right: answer for right, answer in found.items() if answer.allow is True}
+        if not allowed:
+            # One refusal, whatever was wanted: what is shown of the share is what an open meets.
+            raise _denied(demand, found["read" if "read" in found else min(found)])
         for right in sorted(found.keys() - allowed.keys()):
-            why = f": {found[right].reason}" if found[right].reason else ""
-            met.withheld[right] = MeshkitError("policy_denied", f"policy '{demand.id}', {right}{why}")
+            met.withheld[right] = _denied(demand, found[right], right)
         if action is not None and action in met.withheld:
             raise met.withheld[action]
-        if not allowed:
-            raise next(iter(met.withheld.values()))
         until = capsule.exp
         for answer in allowed.values():
             met.one_open = met.one_open or answer.ttl_seconds is None
@@ -138,3 +138,8 @@ class Conditions:
             # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
             raise MeshkitError("policy_provider_error", type(error).__name__) from error
         return found
+
+
+def _denied(demand: Demand, answer: Decision, right: str = "") -> MeshkitError:
+    what = f"policy '{demand.id}'" + (f", {right}" if right else "")
+    return MeshkitError("policy_denied", f"{what}: {answer.reason}" if answer.reason else what)
