@@ -143,6 +143,41 @@ def test_the_token_goes_along_and_nowhere_else(pdp, tmp_path):
     assert refused(pdp, code="invalid_config", token=SecretSource(file=file))
 
 
+def test_an_answer_is_used_as_long_as_it_allows_and_a_no_never(pdp):
+    async def main():
+        provider = AuthZen(AuthZenOptions(pdp.url))
+        demand, now = Demand("p1", url=pdp.url), int(time.time())
+
+        async def at(later, asked=None, about=demand):
+            found = await provider.decide(about, asked or requests("list", "read"), now + later)
+            return [(answer.allow, answer.ttl_seconds) for answer in found], pdp.rounds
+
+        try:
+            pdp.ttl = 40
+            assert await at(0) == ([(True, 40)] * 2, 1)
+            assert await at(29) == ([(True, 11)] * 2, 1)
+            # In its last quarter a lease is renewed, and that needs a new answer.
+            assert await at(30) == ([(True, 40)] * 2, 2)
+            # A clock that was set back makes no answer younger.
+            assert (await at(-5))[1] == 3
+            for other in (requests("list"), requests("list", "read", capsule_id=b"\6" * 16)):
+                before = pdp.rounds
+                assert (await at(0, other))[1] == before + 1
+            assert (await at(0, about=Demand("p2", url=pdp.url)))[1] == pdp.rounds
+            pdp.allow = {"list"}
+            before = pdp.rounds
+            asked = requests("list", "read", vault_id="crew")
+            assert (await at(0, asked))[1] == before + 1
+            assert (await at(0, asked))[1] == before + 2
+            pdp.allow, pdp.ttl = {"list", "read"}, None
+            assert (await at(0, asked))[1] == before + 3
+            assert (await at(0, asked))[1] == before + 4
+        finally:
+            await provider.aclose()
+
+    trio.run(main)
+
+
 # == answers that are none =============================================================================
 
 

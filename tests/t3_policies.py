@@ -358,6 +358,25 @@ def test_one_request_for_each_lease(two, pdp):
     assert pdp.rounds == 1
 
 
+def test_what_others_write_costs_no_decision(two, pdp):
+    """Every version is a walk through the gate; the answer allows to be used meanwhile."""
+    alice, bob = two
+    under(alice, bob, pdp)
+    walks = bob.walks
+    for number in range(4):
+        alice.view().write("file", b"%d" % number)
+        alice.flush()
+        assert bob.view().read("file") == b"%d" % number
+    assert bob.walks - walks >= 4
+    assert pdp.rounds == 1
+    # Another grant is another question.
+    alice.command("share.add", target="first", recipient="bob", rights=["read"])
+    give_again = Terms(("read",), policy="p1", pol=pol_of(PolicyConfig(pdp.url), "p1"))
+    alice.world.run(alice.session.book.add, alice.share(), "bob", give_again)
+    assert bob.view().read("file") == b"3"
+    assert pdp.rounds == 2
+
+
 def test_a_yes_without_an_end_is_for_one_open(two, pdp):
     alice, bob = two
     pdp.ttl = None
@@ -418,7 +437,10 @@ def test_a_signed_decision_ends_the_lease_too(two):
         (step,) = [step for step in trace.steps if step.name == "policy"]
         assert f"signed by {pdp.signing.kid.hex()[:16]}" in step.evidence
         pdp.signing = SigningKey.generate()
-        bob.share().grant.end(MeshkitError("freshness_unproven"))
+        # Another grant is another question, and nobody whom it names answers it.
+        assert bob.share().refusal is None
+        pol = bob.share().grant.capsule.pol
+        alice.world.run(alice.session.book.add, alice.share(), "bob", Terms(("read",), policy="p1", pol=pol))
         assert refused(bob) == "policy_provider_error"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -37,6 +37,7 @@ TTL_MAX_S: Final = 300
 # How far the clock of who signed may be ahead of ours.
 SKEW_S: Final = 60
 _CAP: Final = 64 << 10
+_KEPT: Final = 256  # answers that are remembered, each until it has run out
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,22 @@ class _Places:
     many: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Answers, all of them yes, from when until when they hold (UNIX seconds)."""
+
+    answers: tuple[Decision, ...]
+    asked: int
+    until: int
+
+    def good(self, now: int) -> bool:
+        """Whether to use them: not in their last quarter, when a lease is renewed by new ones."""
+        return self.asked <= now < self.until - (self.until - self.asked) / 4
+
+    def at(self, now: int) -> list[Decision]:
+        return [replace(answer, ttl_seconds=self.until - now) for answer in self.answers]
+
+
 class AuthZen:
     """A `PolicyProvider` at a URL. Belongs to one run of trio. Raises invalid_config for unusable options."""
 
@@ -74,6 +91,7 @@ class AuthZen:
         )
         self._places: _Places | None = None
         self._asking = trio.Lock()
+        self._kept: dict[tuple[Demand, tuple[PolicyRequest, ...]], _Kept] = {}
         # How many requests for a decision were sent; tests prove with it what did not happen.
         self.asked = 0
 
@@ -90,12 +108,32 @@ class AuthZen:
         await self._endpoint.aclose()
 
     async def decide(self, demand: Demand, requests: Sequence[PolicyRequest], now: int) -> Sequence[Decision]:
-        """Ask about every request at once; see `PolicyProvider.decide`."""
+        """Ask about every request at once; see `PolicyProvider.decide`.
+
+        What was answered with yes, and for how long, is not asked again meanwhile: a share that others write
+        is opened anew with every version.
+        """
         if demand.url is None or demand.url.rstrip("/") != self.url:
             named = demand.url or "nobody by address"
             raise MeshkitError(
                 "policy_provider_required", f"the grant names {named}, configured is {self.url}"
             )
+        question = (demand, tuple(requests))
+        kept = self._kept.get(question)
+        if kept is not None and kept.good(now):
+            return kept.at(now)
+        self._kept.pop(question, None)
+        answers = await self._decided(demand, requests, now)
+        lives = [answer.ttl_seconds for answer in answers if answer.allow and answer.ttl_seconds is not None]
+        if len(lives) == len(answers) and min(lives) > 0:
+            self._kept = {key: item for key, item in self._kept.items() if item.good(now)}
+            if len(self._kept) < _KEPT:
+                self._kept[question] = _Kept(tuple(answers), now, now + min(lives))
+        return answers
+
+    async def _decided(
+        self, demand: Demand, requests: Sequence[PolicyRequest], now: int
+    ) -> Sequence[Decision]:
         places = await self._discovered()
         if len(requests) == 1 or places.many is None:
             return [await self._one(places.one, demand, request, now) for request in requests]
