@@ -12,6 +12,7 @@ import time
 import pytest
 from devices import Device, World, scratch
 from homes import fails, wait_until
+from http_server import Answer
 from pdp import Pdp
 
 from meshkitfs.core.keys import SigningKey
@@ -409,6 +410,18 @@ def test_a_no_is_asked_again_at_the_next_open(two, pdp):
     pdp.allow = {"list", "read", "write"}
     bob.view().write("file", b"now")
     assert bob.view().read("file") == b"now"
+
+
+def test_asking_for_more_ends_nothing_that_was_allowed(two, pdp):
+    """Somebody tries to write while the decision point is in trouble; whoever reads has a yes that is good."""
+    alice, bob = two
+    under(alice, bob, pdp)
+    pdp.allow = {"list", "read"}
+    assert bob.view().read("file") == DATA
+    pdp.spoil = lambda request, answer: Answer(500)
+    assert refused(bob, "write") == "policy_provider_error"
+    assert bob.view().read("file") == DATA
+    assert bob.share().refusal is None
 
 
 def test_a_lease_ends_with_the_decision(two, pdp):

@@ -55,8 +55,12 @@ class Access:
             return None
         return grant
 
-    async def _renew(self, *, ahead: bool = False) -> Grant:
-        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends."""
+    async def _renew(self, *, ahead: bool = False, keep: bool = False) -> Grant:
+        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends.
+
+        With ``keep`` a policy provider that gives no answer ends nothing that its last answer allows, if the
+        share has not changed since.
+        """
         async with self._renewing:
             tick = self.services.metadata.tick(self.row.share)
             if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
@@ -66,7 +70,9 @@ class Access:
                 # does not end what others are doing.
                 grant = await self.services.gate.open(self.row, None)
             except MeshkitError as error:
-                self.refuse(error)
+                lives = self.grant is not None and self.grant.alive and tick == self._tick
+                if not (keep and lives and error.code == "policy_provider_error"):
+                    self.refuse(error)
                 raise
             self.grant = grant
             self._tick = tick

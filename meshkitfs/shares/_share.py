@@ -112,7 +112,8 @@ class Share(Access):
         # The newest head may be known and its tree still on the way here: that is not yet the newest state.
         if grant is not None and seen and not anew and grant.head.hash == self.base.hash:
             return grant
-        grant = await self._renew(ahead=anew)
+        # Whoever asks for more than was allowed must not end what was.
+        grant = await self._renew(ahead=anew, keep=grant is None)
         if self.tree is None or grant.head.hash != self.base.hash:
             async with self._cycle:
                 grant = await self._catch_up(await self._renew())
