@@ -11,6 +11,7 @@ from pathlib import Path
 
 from meshkitfs.core import blocks, cid, cobblestone, cose, entries, keys, manifest, records
 from meshkitfs.core.blocks import HOLE, MAGIC, Where
+from meshkitfs.core.decision import SignedDecision, question_hash
 from meshkitfs.core.entries import Entry
 from meshkitfs.core.identity_record import IdentityRecord, first_record, rotate
 from meshkitfs.core.manifest import DirManifest, FileManifest, PageRef, RootAttrs
@@ -157,6 +158,11 @@ def record_vectors():
     ).sign(owner)  # fmt: skip
     timestamp = records.Timestamp(SHARE, cose.record_hash(roster), NOW, NOW + 300).sign(service)
     retention = records.Retention(SHARE, 2, (1, 3, NOW, 4, 4, NOW + 9, 7, 1000, NOW), NOW + 9).sign(owner)
+    question = question_hash(
+        policy="policy-9", identity=fixed("bob").hex()[:32], action="read", cid=None,
+        capsule=fixed("capsule id", 16), vault="crew", capability=None,
+    )  # fmt: skip
+    decision = SignedDecision(question, fixed("nonce", 16), True, NOW, NOW + 60).sign(service)
     identity0 = first_record("alice", owner, encryption.public, NOW, 1000)
     successor = IdentityRecord(
         "alice", new_root.public, new_root.public, encryption.public, 0, b"", NOW + 5, NOW + 999, NOW + 5
@@ -184,6 +190,7 @@ def record_vectors():
                 ("identity", "mk/id@1", owner, identity0),
                 ("rotated identity", "mk/id@1", new_root, identity1),
                 ("retention", "mk/retention@1", owner, retention),
+                ("decision", "mk/dec@1", service, decision),
             )
         ],
     }  # fmt: skip

@@ -159,6 +159,7 @@ LIVE = {
     "id": b"i" * 16, "grant": "live", "share": SHARE, "oid": OID, "epoch": 1, "nbf": NOW, "exp": NOW + 3600,
     "seq": 3, "rights": ["read", "list"],
 }  # fmt: skip
+RULED = LIVE | {"pol": {"id": "office", "rules": "permit(principal, action, resource);", "who": "bob"}}
 SNAPSHOT = LIVE | {"grant": "snapshot", "ver": 5, "root": b"r" * 32, "kind": 1}
 FULL = LIVE | {
     "pol": {"id": "policy-9", "key": b"\7" * 32, "url": "https://pdp.example/"}, "vault": "crew",
@@ -166,7 +167,7 @@ FULL = LIVE | {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("header", [LIVE, SNAPSHOT, FULL])
+@pytest.mark.parametrize("header", [LIVE, SNAPSHOT, FULL, RULED])
 def test_a_capsule_gives_its_key_to_its_recipient(header):
     blob = make_capsule(ALICE, header, KEY, BOB_ENC.public)
     capsule = Capsule.parse(blob, TRUST)
@@ -262,6 +263,10 @@ BAD_HEADERS = [
     {"frm": EVE.kid}, {"frm": b""}, {"to": b""}, {"pol": {}}, {"pol": {"id": "p"}}, {"pol": "p"},
     {"pol": {"id": "", "key": None, "url": None}}, {"pol": {"id": "p", "key": b"k", "url": None}},
     {"pol": {"id": "p", "key": None, "url": 1}}, {"pol": {"id": "p", "key": None, "url": None, "x": 1}},
+    {"pol": {"id": "p", "rules": "x"}}, {"pol": {"id": "p", "rules": "", "who": "b"}},
+    {"pol": {"id": "p", "rules": "x" * 8193, "who": "b"}}, {"pol": {"id": "p", "rules": b"x", "who": "b"}},
+    {"pol": {"id": "p", "rules": "x", "who": ""}}, {"pol": {"id": "p", "rules": None, "who": "b"}},
+    {"pol": {"id": "p", "rules": "x", "who": "b", "key": None, "url": None}},
     {"vault": ""}, {"vault": "v" * 257}, {"vault": 1}, {"cap": ""}, {"cap": b"x"}, {"offline_grace": -1},
     {"offline_grace": 10**9}, {"more": 1}, {"exp": ...}, {"pol": ...}, {"grant": "snapshot"},
     {"grant": "snapshot", "ver": 1}, {"grant": "snapshot", "root": b"r" * 32},

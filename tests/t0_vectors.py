@@ -24,6 +24,7 @@ from meshkitfs.core import (
 )
 from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import HOLE, SealedBlock, VerifiedBlock, Where, open_block
+from meshkitfs.core.decision import SignedDecision
 from meshkitfs.core.entries import DIR, FILE, HARDLINK, SYMLINK
 from meshkitfs.core.identity_record import Endorsement
 
@@ -61,7 +62,8 @@ def test_the_document_says_what_the_code_does():
     retention = next(v["blob"] for v in vectors("records.json")["records"] if v["name"] == "retention")
     assert retention[-228:-132] in joined  # the end of its payload
     types = [record.TYPE for record in (records.Head, records.Roster, records.Timestamp, records.Capsule)]
-    types += [records.Retention.TYPE]
+    types += [records.Retention.TYPE, SignedDecision.TYPE, "mk/question@1"]
+    assert QUESTION in joined
     types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE]
     for label in (
         *types,
@@ -106,6 +108,14 @@ def test_published_contexts_and_sizes():
         assert blocks.padded_size(size, 1 << 20) == second_reader.padded(size, 1 << 20) == padded
 
 
+# The question that the published decision answers, byte by byte as docs/format.md has it.
+QUESTION = (
+    "a861746d6d6b2f7175657374696f6e403163636964f6657661756c74646372657766616374696f6e647265616466706f"
+    "6c69637968706f6c6963792d396763617073756c65504bb09416bb872330599e00aa36231224686964656e7469747978"
+    "2037373437656639653763396232363735646236333366366665316438356233306a6361706162696c697479f6"
+)
+
+
 def test_published_records_verify():
     known = {
         "mk/head@1": records.Head,
@@ -113,6 +123,7 @@ def test_published_records_verify():
         "mk/ts@1": records.Timestamp,
         "mk/id@1": records.IdentityRecord,
         "mk/retention@1": records.Retention,
+        "mk/dec@1": SignedDecision,
     }
     chain = []
     for vector in vectors("records.json")["records"]:
@@ -124,6 +135,8 @@ def test_published_records_verify():
             chain.append(blob)
         if vector["type"] == "mk/retention@1":
             assert second_reader.given_up(blob, signer) == record.ranges() != []
+        if vector["type"] == "mk/dec@1":
+            assert record.req == hashlib.sha256(bytes.fromhex(QUESTION)).digest()
     assert records.verify_chain(chain).seq == 1
 
 

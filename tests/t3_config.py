@@ -160,9 +160,37 @@ def test_a_metadata_service_is_read_and_written(tmp_path):
             {"version": 1, "policy": {"type": "lit-http", "endpoint": "x"}},
             "'lit-http' is not implemented yet",
         ),
+        ({"version": 1, "policy": {"type": "authzen"}}, "field 'policy.endpoint' is missing"),
         (
-            {"version": 1, "policy": {"type": "authzen"}},
-            "field 'policy.type' 'authzen' is not implemented yet",
+            {"version": 1, "policy": {"type": "authzen", "endpoint": "http"}},
+            "field 'policy.endpoint' must begin with https://",
+        ),
+        (
+            {"version": 1, "policy": {"type": "authzen", "endpoint": "https://u:p@pdp"}},
+            "field 'policy.endpoint' has credentials in it",
+        ),
+        (
+            {"version": 1, "policy": {"type": "authzen", "endpoint": "https://pdp", "timeoutMs": 60000}},
+            "field 'policy.timeoutMs' must be from 100 to 2000",
+        ),
+        (
+            {"version": 1, "policy": {"type": "authzen", "endpoint": "https://pdp", "key": "ab"}},
+            "field 'policy.key' must be an Ed25519 public key",
+        ),
+        (
+            {
+                "version": 1,
+                "policy": {"type": "authzen", "endpoint": "https://p", "tokenEnv": "A", "tokenFile": "b"},
+            },
+            "field 'policy.tokenEnv' and 'tokenFile' are two places for one secret",
+        ),
+        (
+            {"version": 1, "policy": {"type": "authzen", "endpoint": "https://pdp", "tokenEnv": "A B"}},
+            "field 'policy.tokenEnv' must be the name of an environment variable",
+        ),
+        (
+            {"version": 1, "policy": {"type": "authzen", "endpoint": "https://pdp", "endpiont": "x"}},
+            "field 'policy.endpiont' is not a known field (did you mean 'endpoint'?)",
         ),
         ({"version": 1, "policy": {"type": "allow-all"}}, "field 'policy.type' 'allow-all' is not known"),
         ({"version": 1, "policy": {}}, "field 'policy.type' is missing"),
@@ -193,6 +221,22 @@ def test_what_is_not_json_is_said_with_its_place(data, code, says):
         config.loads(data, BASE, "the file")
     assert caught.value.code == code
     assert says in caught.value.detail
+
+
+def test_a_policy_provider_is_read_as_it_is_written():
+    value = {
+        "type": "authzen",
+        "endpoint": "https://pdp.example.org/team",
+        "tokenFile": "policy.token",
+        "caFile": "ca.pem",
+        "timeoutMs": 500,
+        "key": "ab" * 32,
+    }
+    read = check({"version": 1, "policy": value})
+    assert read.policy.token_file == BASE / "policy.token"
+    assert read.as_dict(BASE)["policy"] == value
+    short = {"type": "authzen", "endpoint": "https://pdp.example.org", "tokenEnv": "PDP_TOKEN"}
+    assert check({"version": 1, "policy": short}).as_dict(BASE)["policy"] == short
 
 
 def test_a_secret_in_the_file_is_refused_without_being_repeated():

@@ -287,15 +287,14 @@ class Provider:
         self.answer = answer
         self.asked = []
 
-    async def decide(self, request):
-        self.asked.append(request)
+    async def decide(self, demand, requests, now):
+        self.asked.append(requests)
         if isinstance(self.answer, BaseException):
             raise self.answer
-        if callable(self.answer):
-            return await self.answer()
-        return self.answer
+        answer = await self.answer() if callable(self.answer) else self.answer
+        return [answer(request) if callable(answer) else answer for request in requests]
 
-    def close(self):
+    async def aclose(self):
         pass
 
 
@@ -347,8 +346,10 @@ def test_yes_is_yes_for_as_long_as_it_says(two):
     provider = bob.session.gate._conditions._policy = Provider(Decision(True, 30))
     grant = walk(bob)
     assert 0 < grant.deadline - time.clock_gettime(_grant._LEASE_CLOCK) <= 31
-    (asked,) = provider.asked
-    assert (asked.policy_id, asked.action, asked.capsule_id) == ("p1", "read", grant.capsule.id)
+    (requests,) = provider.asked
+    assert [asked.action for asked in requests] == ["list", "read"]
+    asked = requests[1]
+    assert (asked.policy_id, asked.capsule_id) == ("p1", grant.capsule.id)
     assert asked.identity == bob.session.identity.encryption.kid.hex()
     assert bob.view().read("file") == DATA
     assert row.grant == "live"

@@ -483,7 +483,6 @@ def test_refused_before_the_key(scene, spoil, code, step):
 @pytest.mark.parametrize(
     ("terms", "code", "step"),
     [
-        ({"policy": "needs-approval"}, "policy_provider_required", "policy"),
         ({"vault": "team"}, "vault_membership_required", "vault"),
         ({"capability": "token-1"}, "capability_required", "capability"),
     ],
@@ -496,6 +495,31 @@ def test_conditions_that_nobody_here_can_meet(scene, terms, code, step):
     after = scene.bob.counters()
     assert [after[name] - before[name] for name in ALL] == [0, 0, 0]
     scene.give()  # without the condition
+    opens(path / "file")
+
+
+@pytest.mark.parametrize("url", [None, "https://pdp.example"], ids=["nobody", "somebody"])
+def test_policies_that_nobody_here_can_decide(scene, url):
+    """The grant names a provider, and this home has none; or nobody at all is named."""
+    scene.give()
+    with scene.restored():
+        scene.install(scene.capsule(pol={"id": "needs-approval", "url": url}))
+        path = scene.accept()
+        refused(scene.bob, path / "file", "policy_provider_required", step="policy", shown_at=path)
+    scene.give()
+    opens(path / "file")
+
+
+def test_rules_that_say_no(scene):
+    """The owner's rules are in the grant, so they are decided here, and changed by the owner."""
+    name = "scene-policy"
+    scene.alice.ask("policy.create", name=name, rules="forbid(principal, action, resource);")
+    path = scene.give(policy=name).accept()
+    refused(scene.bob, path / "file", "policy_denied", step="policy", shown_at=path)
+    scene.alice.ask("policy.edit", name=name, members=["bob"])
+    opens(path / "file")
+    scene.give()
+    scene.alice.ask("policy.delete", name=name)
     opens(path / "file")
 
 
@@ -1095,8 +1119,11 @@ def test_the_home_is_full(tmp_path):
 
 # Codes that a mount or a command meets in another test file, and why they are not rows of this one.
 ELSEWHERE = {
-    "policy_provider_error": "needs a policy provider, which no configuration can name yet: t3_gate.py",
-    "policy_denied": "needs a policy provider, which no configuration can name yet: t3_gate.py",
+    "policy_provider_error": "needs a policy provider: t1_authzen.py, t3_policies.py, t4_policies.py",
+    "policy_not_found": "t3_policies.py",
+    "policy_exists": "t3_policies.py",
+    "policy_invalid": "t3_policies.py, t4_policies.py",
+    "policy_in_use": "t3_policies.py, t4_policies.py",
     "capability_denied": "no capability tokens yet: a grant that asks for one is capability_required",
     "provider_http_error": "needs a byte store that speaks HTTP: t1_s3.py, t1_ipfs.py",
     "metadata_unavailable": "the gate makes it freshness_unproven; for commands: t1_metadata_contract.py",

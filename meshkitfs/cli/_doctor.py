@@ -172,6 +172,11 @@ def _stores(context: Context) -> Iterator[Check]:
     except MeshkitError:
         return  # told by the check of the home
     yield from _byte_store(settings.provider)
+    if settings.policy is not None:
+        from ._doctor_policy import examine as examine_policy
+
+        for status, detail, remedy in examine_policy(settings.policy):
+            yield Check("policy provider", status, detail, remedy)
     path = settings.metadata.path
     if path is None:
         from ._doctor_service import examine  # its libraries take longer to load than most commands run

@@ -15,6 +15,7 @@ from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
+from ._policies import policy_commands
 from ._serve import serve_commands
 
 __all__ = ["UsageError", "build_parser"]
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _setup_commands(add)
     _mount_commands(add)
     _share_commands(add)
+    policy_commands(add)
     _past_commands(add)
     _people_commands(add)
     _look_commands(add)
@@ -259,7 +261,7 @@ def _share_commands(add: _Adder) -> None:
     )
     grant.add_argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 2w or a date such as 2026-12-31")
     grant.add_argument("--snapshot", action="store_true", help="exactly the version of now, not later ones")
-    grant.add_argument("--policy", metavar="ID", help="demand a decision of this policy at every open")
+    grant.add_argument("--policy", metavar="ID", help="demand a yes of this policy at every open")
     grant.add_argument("--vault", metavar="ID", help="demand membership of this vault")
     grant.add_argument("--capability", metavar="ID", help="demand this capability")
     revoke = share.command(

@@ -17,22 +17,30 @@ from meshkitfs.core.fields import Check, array, blob, check_fields, choice, null
 from meshkitfs.core.fields import text as text_field
 from meshkitfs.core.keys import SigningKey, key_commit, kid_of
 
-__all__ = ["RIGHTS", "WRAP_SIZE", "Capsule", "capsule_info", "make_capsule"]
+__all__ = ["RIGHTS", "RULES_MAX", "WRAP_SIZE", "Capsule", "capsule_info", "make_capsule"]
 
 RIGHTS: Final = ("list", "read", "reshare", "write")
 WRAP_SIZE: Final = 32 + hpke.OVERHEAD
+RULES_MAX: Final = 8192  # bytes of the rules of a policy
 TYPE: Final = "mk/cap@1"
 _VERSION: Final = 1
 
-_POLICY_FIELDS: Final[Mapping[str, Check]] = {
+# What a provider decides, and what the recipient's own device decides by the rules that stand here.
+_ASKED_FIELDS: Final[Mapping[str, Check]] = {
     "id": text_field(256, 1),
     "key": nullable(blob(32)),
     "url": nullable(text_field(1024, 1)),
 }
+_RULES_FIELDS: Final[Mapping[str, Check]] = {
+    "id": text_field(256, 1),
+    "rules": text_field(RULES_MAX, 1),
+    "who": text_field(256, 1),
+}
 
 
 def _policy(value: Any) -> bool:
-    check_fields(value, _POLICY_FIELDS, "a policy")
+    fields = _RULES_FIELDS if type(value) is dict and "rules" in value else _ASKED_FIELDS
+    check_fields(value, fields, "a policy")
     return True
 
 
@@ -99,7 +107,8 @@ class Capsule:
     ``grant`` is "live" (the key is the share's epoch key; ver 0, root b"") or "snapshot" (the key is that
     of one manifest, whose version and digest ``ver`` and ``root`` pin). ``to`` is the kid of the recipient's
     encryption key, ``frm`` that of the owner's signing key, ``digest`` the capsule's record hash. ``pol`` is
-    None or a map with ``id``, ``key`` and ``url``.
+    None or a map: ``id``, ``key`` and ``url`` (a provider is asked), or ``id``, ``rules`` and ``who`` (the
+    rules are here, and ``who`` is the recipient's name in them).
     """
 
     TYPE: ClassVar[str] = TYPE
@@ -169,7 +178,7 @@ def make_capsule(owner: SigningKey, header: Mapping[str, Any], key: bytes, recip
         raise ValueError("v, t, kc, frm and to are filled in here")
     full: dict[str, Any] = {**_DEFAULTS, **header}
     full["rights"] = sorted(full.get("rights", ()))
-    if type(full.get("pol")) is dict:
+    if type(full.get("pol")) is dict and "rules" not in full["pol"]:
         full["pol"] = {"key": None, "url": None} | full["pol"]
     full |= {"v": _VERSION, "t": TYPE, "frm": owner.kid, "to": kid_of(recipient_public), "kc": bytes(32)}
     _check_header(full)

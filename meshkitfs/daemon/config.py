@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ __all__ = [
     "MetadataConfig",
     "MountConfig",
     "MountOptions",
+    "PolicyConfig",
     "WritingConfig",
     "default_mount_point",
     "load",
@@ -51,7 +53,9 @@ _FIELDS: Final = (
 FSYNC: Final = ("published", "journal")
 # Less would make every larger file wait for the provider block by block.
 SPOOL_LEAST: Final = 16 << 20
-_POLICIES: Final = ("lit-http", "authzen")
+_POLICIES: Final = ("authzen",)
+_POLICIES_PLANNED: Final = ("lit-http",)
+POLICY_TIMEOUT_MS: Final = 2000
 _PERSISTENCE: Final = ("filecoin-http",)
 
 
@@ -116,6 +120,38 @@ _SERVICE_FILES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """The policy provider that grants may send this home to: ``authzen``, at ``endpoint``.
+
+    ``token_env`` or ``token_file`` say where its bearer token is, ``ca_file`` takes the place of the system's
+    certificate authorities, ``timeout_ms`` bounds one answer. ``key`` (hex) is the key that it signs
+    decisions with: grants made here demand that signature.
+    """
+
+    endpoint: str
+    type: str = "authzen"
+    token_env: str | None = None
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    timeout_ms: int = POLICY_TIMEOUT_MS
+    key: str | None = None
+
+    def as_dict(self, base: Path) -> dict[str, Any]:
+        """Return the JSON form, as `Config.as_dict` does."""
+        result: dict[str, Any] = {"type": self.type, "endpoint": self.endpoint}
+        if self.token_env is not None:
+            result["tokenEnv"] = self.token_env
+        for name, path in (("tokenFile", self.token_file), ("caFile", self.ca_file)):
+            if path is not None:
+                result[name] = _relative(path, base)
+        if self.timeout_ms != POLICY_TIMEOUT_MS:
+            result["timeoutMs"] = self.timeout_ms
+        if self.key is not None:
+            result["key"] = self.key
+        return result
+
+
+@dataclass(frozen=True, slots=True)
 class KeyVaultConfig:
     """Where the wrapping key of the identity is kept: one of `KEY_VAULTS`."""
 
@@ -166,6 +202,7 @@ class Config:
     app_id: str | None = None
     mount: MountConfig = field(default_factory=MountConfig)
     writing: WritingConfig = field(default_factory=WritingConfig)
+    policy: PolicyConfig | None = None
 
     def as_dict(self, base: Path) -> dict[str, Any]:
         """Return the JSON form. Paths below ``base`` are written relative, so that a home can be moved."""
@@ -175,6 +212,8 @@ class Config:
         result["identity"] = self.identity
         result["provider"] = self.provider.to_config(base)
         result["metadata"] = self.metadata.as_dict(base)
+        if self.policy is not None:
+            result["policy"] = self.policy.as_dict(base)
         if self.key_vault is not None:
             result["keyVault"] = {"type": self.key_vault.type}
         if self.mount.point != default_mount_point():
@@ -279,7 +318,6 @@ class _Reader:
             self._fail("version", "is missing (the current version is 1)")
         if type(version) is not int or version != VERSION:
             self._fail("version", f"{version!r} is not known; this program reads version {VERSION}")
-        self._planned(top, "policy", _POLICIES)
         self._planned(top, "persistence", _PERSISTENCE)
         app_id = self._text(top, "appId")
         identity = self._text(top, "identity")
@@ -292,7 +330,29 @@ class _Reader:
             app_id=app_id,
             mount=self._mount(top.get("mount", {})),
             writing=self._writing(top.get("writing", {})),
+            policy=self._policy(top["policy"]) if "policy" in top else None,
         )
+
+    def _policy(self, value: Any) -> PolicyConfig:
+        kind = self._type(value, "policy", _POLICIES, planned=_POLICIES_PLANNED)
+        names = ("type", "endpoint", "tokenEnv", "tokenFile", "caFile", "timeoutMs", "key")
+        item = self._object(value, "policy", names)
+        if "endpoint" not in item:
+            self._fail("policy.endpoint", "is missing: the address of the policy decision point")
+        if "tokenEnv" in item and "tokenFile" in item:
+            self._fail("policy.tokenEnv", "and 'tokenFile' are two places for one secret")
+        timeout, key = item.get("timeoutMs", POLICY_TIMEOUT_MS), item.get("key")
+        if type(timeout) is not int or not 100 <= timeout <= POLICY_TIMEOUT_MS:
+            self._fail("policy.timeoutMs", f"must be from 100 to {POLICY_TIMEOUT_MS}")
+        if key is not None and not (isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key)):
+            self._fail("policy.key", "must be an Ed25519 public key: 64 small hex digits")
+        files = {
+            attribute: self._path(item, f"policy.{name}", "") if name in item else None
+            for name, attribute in (("tokenFile", "token_file"), ("caFile", "ca_file"))
+        }
+        endpoint = self._address(item, "endpoint", "policy")
+        token_env = self._variable(item, "tokenEnv", "policy")
+        return PolicyConfig(endpoint, kind, token_env, timeout_ms=timeout, key=key, **files)
 
     def _provider(self, value: Any, metadata: MetadataConfig) -> ProviderSpec:
         # Loaded here: commands that a running daemon answers read no configuration, and start quickly.
@@ -338,27 +398,27 @@ class _Reader:
             **files,
         )
 
-    def _address(self, item: Mapping[str, Any], name: str) -> str:
+    def _address(self, item: Mapping[str, Any], name: str, section: str = "metadata") -> str:
         url = item[name]
         if not isinstance(url, str) or not url.isascii() or not url.isprintable() or len(url) > 1024:
-            self._fail(f"metadata.{name}", "must be an address")
+            self._fail(f"{section}.{name}", "must be an address")
         try:
             # What else is wrong with an address, its user finds; what it may never have is checked here.
             parts = urlsplit(url)
         except ValueError:
-            self._fail(f"metadata.{name}", "is not an address")
+            self._fail(f"{section}.{name}", "is not an address")
         if parts.username is not None or parts.password is not None:
-            self._fail(f"metadata.{name}", "has credentials in it; secrets do not belong in this file")
+            self._fail(f"{section}.{name}", "has credentials in it; secrets do not belong in this file")
         if parts.scheme not in ("https", "http") or not parts.hostname:
-            self._fail(f"metadata.{name}", "must begin with https:// (http:// only on this machine)")
+            self._fail(f"{section}.{name}", "must begin with https:// (http:// only on this machine)")
         if parts.query or parts.fragment:
-            self._fail(f"metadata.{name}", "must end with the host or a path: no '?', no '#'")
+            self._fail(f"{section}.{name}", "must end with the host or a path: no '?', no '#'")
         return url.rstrip("/")
 
-    def _variable(self, item: Mapping[str, Any], name: str) -> str | None:
+    def _variable(self, item: Mapping[str, Any], name: str, section: str = "metadata") -> str | None:
         value = item.get(name)
         if value is not None and not (isinstance(value, str) and value.isascii() and value.isidentifier()):
-            self._fail(f"metadata.{name}", "must be the name of an environment variable")
+            self._fail(f"{section}.{name}", "must be the name of an environment variable")
         return value
 
     def _key_vault(self, value: Any) -> KeyVaultConfig:

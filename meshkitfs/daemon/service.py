@@ -26,6 +26,7 @@ from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.inviting import Inviting, checked_rights
 from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.metadata_home import lateness, open_metadata
+from meshkitfs.daemon.policies import Policies
 from meshkitfs.daemon.session import WATCH_S, Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Trace
@@ -65,6 +66,7 @@ class Service:
         self.fault_of: Callable[[Node], MeshkitError | None] = lambda node: None
         # One share is rewritten at a time: each fills the spool and the line to the byte store by itself.
         self._rewriting = trio.Lock()
+        self._policies = Policies(session)
         # What a method takes are its parameters; one of the name `progress` is given to it, not asked for.
         self._methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "share.create": self._share_create,
@@ -92,6 +94,7 @@ class Service:
             },
             **Keeping(session).methods,
             **Inviting(session).methods,
+            **self._policies.methods,
         }
 
     @classmethod
@@ -150,7 +153,8 @@ class Service:
     ) -> dict[str, Any]:  # fmt: skip
         names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
-        terms = Terms(names, until, policy or "", vault or "", capability or "")
+        pol = self._policies.pol(policy) if policy else None
+        terms = Terms(names, until, policy or "", vault or "", capability or "", pol)
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:

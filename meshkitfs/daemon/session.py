@@ -20,6 +20,7 @@ from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.metadata_home import open_metadata
+from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate
 from meshkitfs.identity import (
@@ -32,6 +33,7 @@ from meshkitfs.identity import (
     standing,
 )
 from meshkitfs.metadata import HttpMetadata, Metadata
+from meshkitfs.policy import Deciders
 from meshkitfs.providers import ByteStore, open_provider
 from meshkitfs.shares import (
     SPOOL_LIMIT,
@@ -128,10 +130,14 @@ class Session:
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
             metadata = await stack.enter_async_context(open_metadata(settings.metadata, identity, state))
+            deciders = open_deciders(settings.policy)
+            stack.push_async_callback(_close_deciders, deciders)
             spool = await trio.to_thread.run_sync(_spool, home, state)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
-            session = cls._assemble(home, settings, vault, identity, state, store, metadata, spool, nursery)
+            session = cls._assemble(
+                home, settings, vault, identity, state, store, metadata, deciders, spool, nursery
+            )
             await session.look_at_vault()
             if isinstance(metadata, HttpMetadata):
                 nursery.start_soon(metadata.run)
@@ -145,10 +151,11 @@ class Session:
     @classmethod
     def _assemble(
         cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, identity: Identity,
-        state: State, store: ByteStore, metadata: Metadata, spool: Spool, nursery: trio.Nursery,
+        state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
+        nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
-        gate = Gate(lambda: identity.encryption, metadata, state, clock)
+        gate = Gate(lambda: identity.encryption, metadata, state, clock, deciders)
         spooled = state.staged_digests()
         contacts = ContactBook(identity.public.root, state, metadata)
         # Services and session refer to each other through this: events arrive only once it is filled.
@@ -320,6 +327,11 @@ async def _close_store(store: ByteStore) -> None:
     """Close the connections, also while being cancelled; an unwilling server does not hold it up."""
     with trio.move_on_after(STORE_CLOSE_S, shield=True):
         await store.aclose()
+
+
+async def _close_deciders(deciders: Deciders) -> None:
+    with trio.move_on_after(STORE_CLOSE_S, shield=True):
+        await deciders.aclose()
 
 
 def _vault(

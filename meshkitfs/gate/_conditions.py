@@ -6,17 +6,39 @@ ends and is not renewed. All are made before the key is unwrapped.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
 import trio
 
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.records import Capsule
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate._trace import Step, Trace
-from meshkitfs.policy import PolicyProvider, PolicyRequest
+from meshkitfs.policy import Decision, Demand, PolicyProvider, PolicyRequest
 
-__all__ = ["Conditions"]
+__all__ = ["Conditions", "Met"]
 
 POLICY_DEADLINE_S = 5
+# A yes that does not say how long it holds is for what it was asked for. What is open then is asked about
+# again after so many seconds.
+UNSAID_S = 10
+# What a provider may answer with; everything else it raises says that there was no usable answer.
+_ANSWERS = frozenset({"policy_provider_required", "policy_provider_error", "policy_denied"})
+
+
+@dataclass(slots=True)
+class Met:
+    """What the checks came to.
+
+    ``proofs`` is the end of each proof (UNIX seconds) by the code that a lease ends with then. ``withheld``
+    are rights of the capsule that the grant must not have, with the refusal of each. With ``one_open`` the
+    next open has to ask again.
+    """
+
+    proofs: dict[str, int] = field(default_factory=dict)
+    withheld: dict[str, MeshkitError] = field(default_factory=dict)
+    one_open: bool = False
 
 
 class Conditions:
@@ -25,12 +47,15 @@ class Conditions:
     def __init__(self, policy: PolicyProvider | None) -> None:
         self._policy = policy
 
-    async def check(self, capsule: Capsule, action: str, now: int, trace: Trace) -> dict[str, int]:
+    async def check(
+        self, capsule: Capsule, rights: Iterable[str], action: str | None, now: int, trace: Trace
+    ) -> Met:
         """Make every check that ``capsule`` asks for; the first that fails raises.
 
-        Returns the end of each proof by the code that a lease ends with then.
+        ``rights`` is everything that the capsule grants, ``action`` the one that is wanted now, or any.
         """
-        proofs: dict[str, int] = {}
+        met = Met()
+        proofs = met.proofs
         if capsule.vault:
             with trace.step("vault") as step:
                 proofs["vault_membership_required"] = await self._vault(capsule, now, step)
@@ -43,10 +68,10 @@ class Conditions:
             trace.skip("capability", "the grant asks for no capability token")
         if capsule.pol:
             with trace.step("policy") as step:
-                proofs["policy_provider_error"] = await self._decide(capsule, action, now, step)
+                await self._policies(capsule, sorted(rights), action, now, step, met)
         else:
             trace.skip("policy", "the grant names no policy")
-        return proofs
+        return met
 
     async def _vault(self, capsule: Capsule, now: int, step: Step) -> int:
         # Membership proofs have no home yet, so a grant that demands one cannot be satisfied.
@@ -55,35 +80,66 @@ class Conditions:
     async def _capability(self, capsule: Capsule, now: int, step: Step) -> int:
         raise MeshkitError("capability_required", f"capability '{capsule.cap}'")
 
-    async def _decide(self, capsule: Capsule, action: str, now: int, step: Step) -> int:
-        """Ask the policy provider; return until when its yes may be believed."""
-        policy_id = str((capsule.pol or {}).get("id"))
-        if self._policy is None:
-            raise MeshkitError("policy_provider_required", f"policy '{policy_id}'")
-        request = PolicyRequest(
-            policy_id=policy_id,
-            identity=capsule.to.hex(),
-            action=action,
-            cid=cid_text(capsule.root) if capsule.root else None,
-            capsule_id=capsule.id,
-            vault_id=capsule.vault,
-            capability=capsule.cap,
+    async def _policies(
+        self, capsule: Capsule, rights: list[str], action: str | None, now: int, step: Step, met: Met
+    ) -> None:
+        """Ask about every right at once: each needs a yes of its own, and those without one are withheld."""
+        demand = Demand.of(capsule.pol or {})
+        found = await self._decide(demand, capsule, rights, now)
+        allowed = {right: answer for right, answer in found.items() if answer.allow is True}
+        if not allowed:
+            # One refusal, whatever was wanted: what is shown of the share is what an open meets.
+            raise _denied(demand, found["read" if "read" in found else min(found)])
+        for right in sorted(found.keys() - allowed.keys()):
+            met.withheld[right] = _denied(demand, found[right], right)
+        if action is not None and action in met.withheld:
+            raise met.withheld[action]
+        until = capsule.exp
+        for answer in allowed.values():
+            met.one_open = met.one_open or answer.ttl_seconds is None
+            until = min(until, now + (UNSAID_S if answer.ttl_seconds is None else int(answer.ttl_seconds)))
+        if until <= now:
+            raise MeshkitError("policy_denied", f"policy '{demand.id}': the decision is no longer valid")
+        met.proofs["policy_provider_error"] = until
+        # Said of what was wanted, else of the first: they come from one answer.
+        reason = found[action or min(allowed)].reason
+        step.note(
+            f"policy '{demand.id}' allows {', '.join(sorted(allowed))} for {until - now} s"
+            + (", asked again at the next open" if met.one_open else "")
+            + (f"; {reason}" if reason else "")
+            + (f"; not {', '.join(sorted(met.withheld))}" if met.withheld else "")
         )
+
+    async def _decide(
+        self, demand: Demand, capsule: Capsule, rights: list[str], now: int
+    ) -> Mapping[str, Decision]:
+        """Return the provider's answer for each right."""
+        if self._policy is None:
+            raise MeshkitError("policy_provider_required", f"policy '{demand.id}'")
+        cid = cid_text(capsule.root) if capsule.root else None
+        requests = [
+            PolicyRequest(demand.id, capsule.to.hex(), right, cid, capsule.id, capsule.vault, capsule.cap)
+            for right in rights
+        ]
         try:
             with trio.fail_after(POLICY_DEADLINE_S):
-                decision = await self._policy.decide(request)
-            allow, until = decision.allow, now + int(decision.ttl_seconds)
+                answers = await self._policy.decide(demand, requests, now)
+            found = dict(zip(rights, answers, strict=True))
+            for answer in found.values():
+                # Touched here, so that an answer of another shape fails here.
+                _ = answer.allow, answer.reason, answer.ttl_seconds is None or int(answer.ttl_seconds)
         except trio.TooSlowError:
             raise MeshkitError("policy_provider_error", "no answer in time") from None
         except MeshkitError as error:
+            if error.code in _ANSWERS:
+                raise
             raise MeshkitError("policy_provider_error", error.detail or error.code) from error
         except Exception as error:
             # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
             raise MeshkitError("policy_provider_error", type(error).__name__) from error
-        if allow is not True:
-            raise MeshkitError("policy_denied", f"policy '{policy_id}'")
-        if until <= now:
-            raise MeshkitError("policy_denied", f"policy '{policy_id}': the decision is no longer valid")
-        until = min(until, capsule.exp)
-        step.note(f"policy '{policy_id}' allows it for {until - now} s")
-        return until
+        return found
+
+
+def _denied(demand: Demand, answer: Decision, right: str = "") -> MeshkitError:
+    what = f"policy '{demand.id}'" + (f", {right}" if right else "")
+    return MeshkitError("policy_denied", f"{what}: {answer.reason}" if answer.reason else what)

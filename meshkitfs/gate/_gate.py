@@ -73,8 +73,8 @@ class Gate:
         """Drop every unwrapped key (the identity was locked)."""
         self._keys.clear()
 
-    async def open(self, row: ShareRow, action: str, trace: Trace | None = None) -> Grant:
-        """Walk the checks for ``row`` and return a grant that includes ``action``.
+    async def open(self, row: ShareRow, action: str | None, trace: Trace | None = None) -> Grant:
+        """Walk the checks for ``row`` and return a grant that includes ``action``; None for any right at all.
 
         Raises MeshkitError with the code of the first check that failed. Every code that can come from here
         has errno EACCES, except those of a bad history: `QUARANTINED`, and ``invalid_record`` (a head that no
@@ -90,7 +90,7 @@ class Gate:
         self._refused.pop(row.ref, None)
         return grant
 
-    def _refuse(self, row: ShareRow, action: str, error: MeshkitError) -> None:
+    def _refuse(self, row: ShareRow, action: str | None, error: MeshkitError) -> None:
         self.counters.refusals[error.code] = self.counters.refusals.get(error.code, 0) + 1
         if error.code == "right_not_granted":
             level = logging.INFO  # the grant itself is good
@@ -99,10 +99,15 @@ class Gate:
             self._keys.pop(row.share, None)
             level = logging.DEBUG if self._refused.get(row.ref) == error.code else logging.WARNING
             self._refused[row.ref] = error.code
-        fields = {"code": error.code, "share": row.share.hex()[:8], "action": action, "detail": error.detail}
+        fields = {
+            "code": error.code,
+            "share": row.share.hex()[:8],
+            "action": action or "any",
+            "detail": error.detail,
+        }
         _log.log(level, "refused", extra={"fields": fields})
 
-    async def _walk(self, row: ShareRow, action: str, trace: Trace) -> Grant:
+    async def _walk(self, row: ShareRow, action: str | None, trace: Trace) -> Grant:
         with trace.step("identity") as step:
             key = self._encryption()
             step.note(f"encryption key {key.kid.hex()[:16]}")
@@ -135,9 +140,9 @@ class Gate:
         with trace.step("rights") as step:
             granted = implied(capsule.rights)
             step.note(", ".join(sorted(granted)))
-            if action not in granted:
+            if action is not None and action not in granted:
                 raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
-        conditions = await self._conditions.check(capsule, action, now, trace)
+        met = await self._conditions.check(capsule, granted, action, now, trace)
         if row.grant == "live":
             kept = self._state.quarantine(row.share)
             if kept is not None:
@@ -159,7 +164,7 @@ class Gate:
         proofs = {
             "share_expired": capsule.exp,
             "freshness_unproven": min(fresh_until, roster.exp),
-            **conditions,
+            **met.proofs,
         }
 
         def older(epoch: int) -> bytes:
@@ -177,6 +182,8 @@ class Gate:
             now=self._clock.exact(),
             proofs=proofs,
             older=older,
+            withheld=met.withheld,
+            one_open=met.one_open,
         )
 
     async def _ask(self, row: ShareRow, key: EncryptionKey) -> ShareState:

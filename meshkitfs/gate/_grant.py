@@ -60,8 +60,8 @@ class Grant:
     """
 
     __slots__ = (
-        "_error", "_key", "_lapse", "_older", "capsule", "capsule_hash", "deadline", "expires", "fresh_until",
-        "head", "rights", "roster",
+        "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "deadline", "expires",
+        "fresh_until", "head", "lifetime", "one_open", "rights", "roster",
     )  # fmt: skip
 
     def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:
@@ -71,12 +71,17 @@ class Grant:
         self._error: MeshkitError | None = None
         self._lapse = "freshness_unproven"
         self._older: Callable[[int], bytes] = _no_older
+        self._withheld: Mapping[str, MeshkitError] = {}
         self.capsule = capsule
         self.capsule_hash = b""
         self.roster = roster
         self.head = head
         self.rights = implied(capsule.rights)
         self.deadline = 0.0
+        self.lifetime = 0.0
+        # Whether the next open has to ask again although the lease lives: nobody said how long it may be
+        # used.
+        self.one_open = False
         self.expires = capsule.exp
         self.fresh_until = 0
 
@@ -98,6 +103,14 @@ class Grant:
         """Return whether the lease is over in so many seconds, or already."""
         return self._error is not None or time.clock_gettime(_LEASE_CLOCK) + seconds >= self.deadline
 
+    def due(self, seconds: float) -> bool:
+        """Return whether to renew it: it is over in so many seconds, or lives in its last quarter."""
+        return self.ends_within(min(seconds, self.lifetime / 4))
+
+    def withholds(self, right: str) -> bool:
+        """Return whether the capsule has ``right``, and what it demands beside that was answered with no."""
+        return right in self._withheld
+
     def end(self, error: MeshkitError) -> None:
         """End the lease now and forget the key; later uses raise ``error``."""
         self._error = error
@@ -114,6 +127,8 @@ class Grant:
     def require(self, right: str) -> None:
         """Raise unless the grant is alive and includes ``right`` (``right_not_granted``)."""
         self.check()
+        if right in self._withheld:
+            raise self._withheld[right]
         if right not in self.rights:
             raise MeshkitError(
                 "right_not_granted", f"'{right}' is not among {', '.join(sorted(self.rights))}"
@@ -168,17 +183,25 @@ def make_grant(
     now: float,
     proofs: Mapping[str, int],
     older: Callable[[int], bytes],
+    withheld: Mapping[str, MeshkitError],
+    one_open: bool,
 ) -> Grant:
     """Make a grant that lives from ``now`` (wall-clock seconds) until the earliest of its proofs ends.
 
     ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
-    epoch key of an earlier epoch from an older capsule of the same recipient. For the gate.
+    epoch key of an earlier epoch from an older capsule of the same recipient. ``withheld`` are rights of the
+    capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again. For the
+    gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
     # What cannot be renewed comes first if two end together.
     grant._lapse = min(proofs, key=lambda code: (proofs[code], code != "share_expired"))
-    grant.deadline = time.clock_gettime(_LEASE_CLOCK) + max(0.0, proofs[grant._lapse] - now)
+    grant.lifetime = max(0.0, proofs[grant._lapse] - now)
+    grant.deadline = time.clock_gettime(_LEASE_CLOCK) + grant.lifetime
+    grant.rights -= withheld.keys()
+    grant._withheld = withheld
+    grant.one_open = one_open
     grant.fresh_until = proofs["freshness_unproven"]
     grant._older = older
     return grant

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import IdentityRecord
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _desk, _queries, _rules
 from meshkitfs.metadata._api import Publication, ShareState
-from meshkitfs.metadata._connection import Connection, Database
+from meshkitfs.metadata._connection import Connection, Database, value
 from meshkitfs.metadata._desk import OPERATOR, Invitation, Member
 from meshkitfs.metadata._ledger import Capability, Job, Ledger, LogEvent, Vault
 from meshkitfs.metadata._queries import mailbox_subject, share_subject
@@ -89,6 +90,16 @@ class Service:
     async def member(self, kid: bytes) -> Member | None:
         """The member whose newest signing key has this kid."""
         return await self.home.read(lambda db: _desk.member(db, kid))
+
+    async def recipient(self, kid: bytes) -> str | None:
+        """Whose encryption key this is: the handle of the first who published it."""
+        query = "SELECT handle FROM recipients WHERE kid = ?"
+        found: str | None = await self.home.read(lambda db: value(db, query, kid))
+        return found
+
+    async def signing_key(self) -> SigningKey:
+        """The key that signs this service's timestamps, and its policy decisions."""
+        return await self.home.read(_queries.service_key)
 
     async def claim_nonce(self, keyid: bytes, nonce: bytes) -> bool:
         """Whether a request with this nonce is served for the first time."""

@@ -19,6 +19,7 @@ from meshkitfs.metadata.service import Refused, Service
 from meshkitfs.server import _models as m
 from meshkitfs.server import _people, _records, _shares
 from meshkitfs.server._common import The, b64, documented
+from meshkitfs.server._decisions import Decisions
 from meshkitfs.server._gate import PUBLICATION_BYTES, RECORD_BYTES, Gate, noted
 from meshkitfs.server._hub import Hub
 from meshkitfs.server._problems import as_answer
@@ -39,8 +40,12 @@ def build(
     settings: Settings,
     join_token: bytes | None,
     refused: Callable[[Refused], None],
+    policy_token: bytes | None = None,
 ) -> Gate:
-    """Return the application. ``refused`` is given a line for the audit log whenever somebody is."""
+    """Return the application. ``refused`` is given a line for the audit log whenever somebody is.
+
+    Raises policy_invalid and invalid_config for the directory of rules.
+    """
     app = FastAPI(
         title="meshkitfs service",
         version=__version__,
@@ -124,4 +129,5 @@ def build(
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-    return Gate(app, service, settings, refused)
+    decisions = Decisions(service, settings.policies, policy_token) if settings.policies else None
+    return Gate(app, service, settings, refused, decisions)

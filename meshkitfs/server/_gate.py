@@ -23,6 +23,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _wire
 from meshkitfs.metadata.service import Member, Refused, Service
 from meshkitfs.net import verify_request
+from meshkitfs.server._decisions import DECISION_BYTES, Decisions
 from meshkitfs.server._limits import Buckets, Memory, read_body
 from meshkitfs.server._problems import send_answer
 from meshkitfs.server.settings import Settings
@@ -61,12 +62,18 @@ class Gate:
     """ASGI around the application. ``refused`` is told of everything that did not get through."""
 
     def __init__(
-        self, app: App, service: Service, settings: Settings, refused: Callable[[Refused], None]
+        self,
+        app: App,
+        service: Service,
+        settings: Settings,
+        refused: Callable[[Refused], None],
+        decisions: Decisions | None = None,
     ) -> None:
         self._app = app
         self._service = service
         self._settings = settings
         self._refused = refused
+        self._decisions = decisions
         self._addresses = Buckets(settings.address_rate, "address")
         self._members = Buckets(settings.identity_rate, "identity")
         self._memory = Memory(settings.memory_bytes)
@@ -86,6 +93,13 @@ class Gate:
             if scope["path"] in OPEN:
                 scope.setdefault("state", {})["requester"] = None
                 await self._app(scope, _bounded(receive), send)
+                return
+            if self._decisions is not None and scope["path"] in self._decisions.paths:
+                self._check_host(scope)
+                body, held = await read_body(
+                    receive, DECISION_BYTES, self._settings.body_seconds, self._memory
+                )
+                await self._decide(self._decisions, scope, body, send)
                 return
             try:
                 kid, known = await self._announced(scope)
@@ -115,9 +129,7 @@ class Gate:
 
         Who is nobody's is sent away before the body is read.
         """
-        host = b"".join(value for name, value in scope["headers"] if name == b"host").decode("latin-1")
-        if host.lower() not in self._settings.names:
-            raise MeshkitError("metadata_unauthorized", "the request is addressed to another service")
+        self._check_host(scope)
         lines = [value for name, value in scope["headers"] if name == b"signature-input"]
         found = _KEYID.search(lines[0]) if len(lines) == 1 else None
         if found is None:
@@ -127,6 +139,19 @@ class Gate:
         if member is None and not _is_introduction(scope):
             raise MeshkitError("metadata_unauthorized", "signed with a key that no member has now")
         return kid, member
+
+    def _check_host(self, scope: Scope) -> str:
+        """Return the authority that a request is addressed to, if it is one of this service's."""
+        host = b"".join(value for name, value in scope["headers"] if name == b"host").decode("latin-1")
+        if host.lower() not in self._settings.names:
+            raise MeshkitError("metadata_unauthorized", "the request is addressed to another service")
+        return host
+
+    async def _decide(self, decisions: Decisions, scope: Scope, body: bytes, send: Send) -> None:
+        base = f"{scope['scheme']}://{self._check_host(scope)}"
+        lines, answer = await decisions.answer(scope["method"], scope["path"], base, scope["headers"], body)
+        await send({"type": "http.response.start", "status": 200, "headers": lines})
+        await send({"type": "http.response.body", "body": answer})
 
     def _verified(
         self, scope: Scope, body: bytes, kid: bytes, member: Member | None

@@ -19,6 +19,7 @@ from hypercorn.trio import serve as hypercorn_serve
 
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata.service import Refused, Service
+from meshkitfs.net import Secret
 from meshkitfs.net.signing import LIFETIME_S
 from meshkitfs.server._app import build
 from meshkitfs.server._hub import Hub
@@ -44,6 +45,7 @@ async def serve(settings: Settings, started: Callable[[list[str]], None]) -> Non
     Raises metadata_unavailable, invalid_config.
     """
     token = settings.join_token.load()
+    policy_token = settings.policy_token.load()
     config = _config(settings)
     home = await trio.to_thread.run_sync(open_home, settings)
     try:
@@ -53,7 +55,7 @@ async def serve(settings: Settings, started: Callable[[list[str]], None]) -> Non
         service = Service(home, settings.quotas, audit_days=settings.audit_days)
         hub = Hub(home.database)
         audit = _Audit(service)
-        app = build(service, hub, settings, None if token is None else token.reveal().encode(), audit.add)
+        app = build(service, hub, settings, _bytes(token), audit.add, _bytes(policy_token))
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
             await nursery.start(_signals, stop)
@@ -82,6 +84,10 @@ async def invite(settings: Settings, seconds: int) -> tuple[str, int]:
         return await Service(home, settings.quotas).invite(None, seconds)
     finally:
         home.close()
+
+
+def _bytes(secret: Secret | None) -> bytes | None:
+    return None if secret is None else secret.reveal().encode()
 
 
 def _end_anyway() -> None:

@@ -28,7 +28,7 @@ ADDRESS_RATE: Final = Rate(200.0, 800.0)
 _MAX_BYTES: Final = 64 << 10
 FIELDS: Final = (
     *("listen", "names", "database", "databaseEnv", "databaseFile", "tls", "join", "proxies"),
-    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections"),
+    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections", "policies"),
 )
 _QUOTAS: Final = {"recordBytes": "record_bytes", "shares": "shares", "lettersPerDay": "letters_a_day"}
 
@@ -48,7 +48,8 @@ class Settings:
 
     ``listen``: ``HOST:PORT`` or ``unix:PATH``; sockets that systemd hands over go before. ``names``: the
     authorities, ``host[:port]``, that requests may be addressed to, beside what is listened on.
-    ``database``: a file, or ``postgresql://…``; or it is in ``database_secret``.
+    ``database``: a file, or ``postgresql://…``; or it is in ``database_secret``. ``policies``: a directory of
+    rules; policy decisions are given by them then, to whoever shows ``policy_token``, if there is one.
     """
 
     database: str = ""
@@ -67,6 +68,8 @@ class Settings:
     body_seconds: float = 30.0
     memory_bytes: int = 256 << 20
     connections: int = 8
+    policies: Path | None = None
+    policy_token: SecretSource = field(default_factory=SecretSource)
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -175,6 +178,10 @@ class _Reader:
         for name, attribute in (("memoryBytes", "memory_bytes"), ("connections", "connections")):
             if name in top:
                 found[attribute] = self._number(top[name], name)
+        if "policies" in top:
+            item = self._object(top["policies"], "policies", ("directory", "tokenEnv", "tokenFile"))
+            found["policies"] = self._path(self._text(item.get("directory"), "policies.directory"))
+            found["policy_token"] = self._secret(item, "tokenEnv", "tokenFile")
         if "bodySeconds" in top:
             found["body_seconds"] = float(self._number(top["bodySeconds"], "bodySeconds"))
         return Settings(**found)

@@ -30,6 +30,8 @@ class Access:
         self._refused_at = 0.0
         # The metadata store's change counter at the last walk; -1 asks for a new one.
         self._tick = -1
+        # What the last grant let this home do; what the next one does not must not stay readable.
+        self._could: frozenset[str] = frozenset()
         self._renewing = trio.Lock()
         # Called once when access ends: what else was read under the grant goes with it.
         self.on_refusal: Callable[[], None] = lambda: None
@@ -53,19 +55,30 @@ class Access:
             return None
         return grant
 
-    async def _renew(self, *, ahead: bool = False) -> Grant:
-        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends."""
+    async def _renew(self, *, ahead: bool = False, keep: bool = False) -> Grant:
+        """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends.
+
+        With ``keep`` a policy provider that gives no answer ends nothing that its last answer allows, if the
+        share has not changed since.
+        """
         async with self._renewing:
             tick = self.services.metadata.tick(self.row.share)
             if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
                 return self.grant
             try:
-                grant = await self.services.gate.open(self.row, "list")
+                # For whatever right there is: what is wanted is asked of the grant, and a no to that alone
+                # does not end what others are doing.
+                grant = await self.services.gate.open(self.row, None)
             except MeshkitError as error:
-                self.refuse(error)
+                lives = self.grant is not None and self.grant.alive and tick == self._tick
+                if not (keep and lives and error.code == "policy_provider_error"):
+                    self.refuse(error)
                 raise
             self.grant = grant
             self._tick = tick
+            lost, self._could = self._could - grant.rights, grant.rights
+            if lost & {"read", "list"}:
+                self._drop_plaintext()
             if self.refusal is not None:
                 self.refusal = None
                 self.services.emit(AccessChanged(self.name, ""))
@@ -78,10 +91,16 @@ class Access:
             self.grant.end(error)
             self.grant = None
         self._tick = -1
+        self._could = frozenset()
         self.refusal = error
         self._refused_at = trio.current_time()
         if not first:
             return
+        self._drop_plaintext()
+        self.services.emit(AccessChanged(self.name, error.code))
+
+    def _drop_plaintext(self) -> None:
+        """Forget what was read under the grant, and have the kernel drop what it holds of it."""
         self.services.reader.forget()
         if self.tree is not None:
             for node in self.tree.nodes.values():
@@ -89,4 +108,3 @@ class Access:
                     node.kernel_current = False
                 self.services.emit(NodeChanged(node.ino, True))
         self.on_refusal()
-        self.services.emit(AccessChanged(self.name, error.code))

@@ -288,7 +288,7 @@ class ShareBook:
         fresh = {
             old.capsule_id: make_member(
                 me, self._now, share.row.share, share.row.oid, DIR, key, "live",
-                Terms(old.rights, old.expires, old.policy, old.vault, old.capability), handle=old.handle,
+                self._terms(share, old), handle=old.handle,
                 to=old.encryption_public, signing=old.signing_public, epoch=epoch, seq=grant.roster.seq + 1,
             )
             for old in kept
@@ -296,6 +296,46 @@ class ShareBook:
         }  # fmt: skip
         members = [fresh.get(old.capsule_id, old) for old in kept]
         await self._publish(share, grant, members, list(fresh.values()), key, epoch)
+
+    def _terms(self, share: Share, member: Member) -> Terms:
+        """Return what a grant of ``share`` says, to grant it again."""
+        pol, owner = None, share.row.owner_public
+        if member.policy:
+            pol = Capsule.parse(member.blob, {kid_of(owner): owner}).pol
+        return Terms(member.rights, member.expires, member.policy, member.vault, member.capability, pol)
+
+    async def demand(self, share: Share, terms: Terms) -> tuple[int, list[Member]]:
+        """Have every grant of ``share`` that demands ``terms.policy`` demand what ``terms.pol`` says now.
+
+        Returns how many live grants were made anew, and the snapshots that were taken back: a snapshot's
+        grant is one capsule for good, and nobody goes on under the rules of before.
+        """
+        self._mine(share)
+        me = self._identity()
+        async with self._rosters:
+            grant = await self._turn(share)
+            standing = self._standing(share, grant.roster)
+            affected = [
+                old
+                for old in standing
+                if old.policy == terms.policy
+                and self._terms(share, old).policy_for(old.handle) != terms.policy_for(old.handle)
+            ]
+            ended = [old for old in affected if old.grant != "live"]
+            fresh = [
+                make_member(
+                    me, self._now, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live",
+                    replace(self._terms(share, old), pol=terms.pol), handle=old.handle,
+                    to=old.encryption_public, signing=old.signing_public, epoch=grant.roster.epoch,
+                    seq=grant.roster.seq + 1,
+                )
+                for old in affected
+                if old.grant == "live"
+            ]  # fmt: skip
+            if affected:
+                kept = [old for old in standing if old not in affected]
+                await self._publish(share, grant, kept + fresh, fresh)
+        return len(fresh), ended
 
     def _remembered(self, share: Share) -> list[tuple[Member, Capsule]]:
         """Return the live grants of ``share`` that this device has made, also those that ended."""

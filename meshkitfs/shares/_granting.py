@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.keys import kid_of
@@ -25,13 +27,25 @@ BACKDATE_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a grant says beside whom it is for. ``expires`` is UNIX seconds, 0 for none."""
+    """What a grant says beside whom it is for. ``expires`` is UNIX seconds, 0 for none.
+
+    ``pol`` is the capsule's field of that name, without ``who``; where it is None, a ``policy`` is only
+    named.
+    """
 
     rights: tuple[str, ...] = ("read",)
     expires: int = 0
     policy: str = ""
     vault: str = ""
     capability: str = ""
+    pol: Mapping[str, Any] | None = None
+
+    def policy_for(self, handle: str) -> dict[str, Any] | None:
+        """Return the capsule's ``pol`` for a recipient whom the owner knows as ``handle``."""
+        if not self.policy:
+            return None
+        pol = dict(self.pol or {"id": self.policy})
+        return pol | {"who": handle} if "rules" in pol else pol
 
 
 def make_member(
@@ -48,7 +62,7 @@ def make_member(
     header = {
         "id": capsule_id, "grant": grant, "kind": kind, "share": share_id, "oid": oid, "epoch": epoch,
         "ver": ver, "root": root, "nbf": now - BACKDATE_S, "exp": expires, "seq": seq,
-        "rights": sorted(terms.rights), "pol": {"id": terms.policy} if terms.policy else None,
+        "rights": sorted(terms.rights), "pol": terms.policy_for(handle),
         "vault": terms.vault or None, "cap": terms.capability or None,
     }  # fmt: skip
     blob = make_capsule(me.signing, header, key, to)

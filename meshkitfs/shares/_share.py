@@ -107,16 +107,29 @@ class Share(Access):
         grant = self.live(right)
         if grant is not None and not current:
             return grant
+        anew = current and self._undecided(right)
         seen = self.services.metadata.tick(self.row.share) == self._tick
         # The newest head may be known and its tree still on the way here: that is not yet the newest state.
-        if grant is not None and seen and grant.head.hash == self.base.hash:
+        if grant is not None and seen and not anew and grant.head.hash == self.base.hash:
             return grant
-        grant = await self._renew()
+        # Whoever asks for more than was allowed must not end what was.
+        grant = await self._renew(ahead=anew, keep=grant is None)
         if self.tree is None or grant.head.hash != self.base.hash:
             async with self._cycle:
                 grant = await self._catch_up(await self._renew())
         grant.require(right)
         return grant
+
+    def _undecided(self, right: str) -> bool:
+        """Whether an open for ``right`` has to ask again, although the lease lives.
+
+        So it is when nobody said how long the last yes holds, or when the last answer was no. Listing goes
+        with the lease: names are looked up far more often than anything is opened.
+        """
+        grant = self.grant
+        if grant is None or right not in ("read", "write"):
+            return False
+        return grant.one_open or grant.withholds(right)
 
     async def refresh(self) -> None:
         """Look whether somebody published something or the grant needs renewing. Never raises a refusal."""
@@ -125,7 +138,7 @@ class Share(Access):
         if self.refusal is not None and trio.current_time() < self._refused_at + REFUSED_AGAIN_S:
             return
         try:
-            if self.grant is not None and self.grant.ends_within(RENEW_AHEAD_S):
+            if self.grant is not None and self.grant.due(RENEW_AHEAD_S):
                 await self._renew(ahead=True)
             await self.use("list", current=True)
         except MeshkitError as error:
