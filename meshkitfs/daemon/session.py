@@ -19,19 +19,12 @@ import trio
 from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Gate
-from meshkitfs.identity import (
-    ContactBook,
-    Identity,
-    load_identity,
-    publish,
-    renewed,
-    save_identity,
-    standing,
-)
+from meshkitfs.gate import Gate, Owners
+from meshkitfs.identity import ContactBook, Holder, Identity, load_identity, save_identity
 from meshkitfs.metadata import HttpMetadata, Metadata
 from meshkitfs.policy import Deciders
 from meshkitfs.providers import ByteStore, open_provider
@@ -90,7 +83,7 @@ class Session:
     home: Home
     config: configuration.Config
     vault: keyvault.KeyVault
-    identity: Identity
+    holder: Holder
     state: State
     clock: Clock
     store: ByteStore
@@ -100,11 +93,17 @@ class Session:
     book: ShareBook
     contacts: ContactBook
     welcome: Welcome
+    life: IdentityLife
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     # How long (s) the end of the session may go on publishing; 0 where that was tried already.
     closing_s: float = CLOSE_DEADLINE_S
+
+    @property
+    def identity(self) -> Identity:
+        """Who this home is, with the keys of now."""
+        return self.holder.identity
 
     @classmethod
     @asynccontextmanager
@@ -123,20 +122,21 @@ class Session:
         async with AsyncExitStack() as stack:
             vault = _vault(home, settings, passphrase)
             secret = await trio.to_thread.run_sync(vault.load)
-            identity = await trio.to_thread.run_sync(_identity, home, secret)
+            identity = await trio.to_thread.run_sync(load_identity, home.identity_file, secret)
+            holder = Holder(identity, lambda new: save_identity(home.identity_file, new, secret))
             key = keyvault.derive_key(secret, "mk/state-db@1")
             state = await trio.to_thread.run_sync(State.open, home.state_db, key)
             stack.callback(state.close)
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
-            metadata = await stack.enter_async_context(open_metadata(settings.metadata, identity, state))
+            metadata = await stack.enter_async_context(open_metadata(settings.metadata, holder, state))
             deciders = open_deciders(settings.policy)
             stack.push_async_callback(_close_deciders, deciders)
             spool = await trio.to_thread.run_sync(_spool, home, state)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(
-                home, settings, vault, identity, state, store, metadata, deciders, spool, nursery
+                home, settings, vault, holder, state, store, metadata, deciders, spool, nursery
             )
             await session.look_at_vault()
             if isinstance(metadata, HttpMetadata):
@@ -145,19 +145,23 @@ class Session:
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session._resume)
+            nursery.start_soon(session.life.run)
             stack.push_async_callback(session._close)
             yield session
 
     @classmethod
     def _assemble(
-        cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, identity: Identity,
+        cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, holder: Holder,
         state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
         nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
-        gate = Gate(lambda: identity.encryption, metadata, state, clock, deciders)
+        contacts = ContactBook(holder.identity.public.root, state, metadata)
+        for key in holder.identity.signing_keys[::-1]:
+            contacts.own(key.public)
+        owners = Owners(lambda: holder.identity, lambda: contacts, state)
+        gate = Gate(lambda: holder.identity.encryption_keys, metadata, state, clock, owners, deciders)
         spooled = state.staged_digests()
-        contacts = ContactBook(identity.public.root, state, metadata)
         # Services and session refer to each other through this: events arrive only once it is filled.
         made: list[Session] = []
         services = Services(
@@ -170,16 +174,17 @@ class Session:
                 spool_limit=_spool_limit(home, settings.writing.spool_limit), spooled=lambda: spool.used
             ),
             nursery=nursery,
-            signing=lambda: identity.signing,
-            who=identity.handle,
+            signing=lambda: holder.identity.signing,
+            signed_before=lambda: holder.identity.signing_keys[1:],
+            who=holder.identity.handle,
             emit=lambda event: made[0]._on_event(event) if made else None,
             fsync_publishes=settings.writing.fsync == "published",
         )
-        book = ShareBook(services, lambda: identity, lambda: contacts)
-        welcome = Welcome(book, services, lambda: identity, lambda: contacts)
+        book = ShareBook(services, lambda: holder.identity, lambda: contacts)
+        welcome = Welcome(book, services, lambda: holder.identity, lambda: contacts)
         session = cls(
-            home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
-            welcome,
+            home, settings, vault, holder, state, clock, store, metadata, gate, services, book, contacts,
+            welcome, IdentityLife(holder, metadata, book, contacts),
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -256,12 +261,7 @@ class Session:
                 _log.exception("looking for claims failed in a way nobody foresaw")
 
     async def _resume(self) -> None:
-        """Go on with what an earlier run could not publish: changes, and a renewed identity record."""
-        try:
-            if await standing(self.identity, self.metadata) == "behind":
-                await publish(self.identity, self.metadata)
-        except MeshkitError as error:
-            _log.warning("the renewed identity record could not be published: %s", error.code)
+        """Go on with the changes that an earlier run could not publish."""
         waiting = self.state.unpublished()
         for share in list(self.book.shares.values()):
             if share.row.share in waiting and share.row.grant == "live":
@@ -341,15 +341,6 @@ def _vault(
     if kind is None:
         raise MeshkitError("identity_not_found", f"there is no key vault in {home.root}")
     return keyvault.open_vault(kind, home.root, passphrase)
-
-
-def _identity(home: Home, secret: bytes) -> Identity:
-    """Load the identity, and renew its record well before that runs out (the keys stay)."""
-    identity = load_identity(home.identity_file, secret)
-    current = renewed(identity, int(time.time()))
-    if current is not identity:
-        save_identity(home.identity_file, current, secret)
-    return current
 
 
 def _spool_limit(home: Home, configured: int | None) -> int:

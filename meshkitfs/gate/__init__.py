@@ -6,6 +6,7 @@ exists that has not passed here. Read `_gate.Gate.open` from top to bottom: it i
 
 from meshkitfs.gate._gate import QUARANTINED, Counters, Gate
 from meshkitfs.gate._grant import Grant, HeadView
+from meshkitfs.gate._owners import Owners
 from meshkitfs.gate._trace import Step, Trace
 
-__all__ = ["QUARANTINED", "Counters", "Gate", "Grant", "HeadView", "Step", "Trace"]
+__all__ = ["QUARANTINED", "Counters", "Gate", "Grant", "HeadView", "Owners", "Step", "Trace"]

@@ -7,7 +7,7 @@ freshness, validity, vault, capability, policy, then the unwrap, then the head.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -20,6 +20,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
 from meshkitfs.gate._conditions import Conditions
 from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
+from meshkitfs.gate._owners import Owners
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
 from meshkitfs.policy import PolicyProvider
@@ -47,21 +48,24 @@ class Counters:
 class Gate:
     """Opens shares for one identity.
 
-    ``encryption`` returns the identity's X-Wing key or raises ``identity_locked``/``identity_not_found``.
+    ``encryption`` returns the identity's X-Wing keys, the newest first, or raises
+    ``identity_locked``/``identity_not_found``.
     """
 
     def __init__(
         self,
-        encryption: Callable[[], EncryptionKey],
+        encryption: Callable[[], Sequence[EncryptionKey]],
         metadata: Metadata,
         state: State,
         clock: Clock,
+        owners: Owners,
         policy: PolicyProvider | None = None,
     ) -> None:
         self._encryption = encryption
         self._metadata = metadata
         self._state = state
         self._clock = clock
+        self._owners = owners
         self._conditions = Conditions(policy)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
@@ -109,16 +113,22 @@ class Gate:
 
     async def _walk(self, row: ShareRow, action: str | None, trace: Trace) -> Grant:
         with trace.step("identity") as step:
-            key = self._encryption()
-            step.note(f"encryption key {key.kid.hex()[:16]}")
+            newest, *former = self._encryption()
+            mine = {key.kid: key for key in (newest, *former)}
+            step.note(f"encryption key {newest.kid.hex()[:16]}")
         # Read before asking: what the store answers then can only be newer, unless it goes back.
         mark = self._state.mark(row.share)
         with trace.step("capsule") as step:
-            found = await self._ask(row, key)
-            capsules = evidence.capsules(found, row, key)
+            found, addressed = await self._ask(row, newest, former)
+            signers = await self._owners.signers(row, found, self._clock.now)
+            owner = signers.keys if signers else {kid_of(row.owner_public): row.owner_public}
+            capsules = evidence.capsules(addressed, row, owner, mine)
             step.note(f"{len(capsules)} signed by {row.owner_handle}")
         with trace.step("roster") as step:
-            roster, roster_hash = evidence.roster(found, row, mark)
+            roster, roster_hash = evidence.roster(found, row, owner, mark)
+            if signers is not None:
+                self._owners.check_new(row, roster, roster_hash, mark, signers, self._clock.now)
+                await self._owners.note(row, roster, signers)
             if roster.seq > mark.roster_seq:
                 # Signed by the owner, so it has been seen, also if it says that this grant was revoked:
                 # an older one that still lists it must not be believed later.
@@ -150,7 +160,7 @@ class Gate:
                     # Known already, so nothing needs to be unwrapped to find it out again.
                     raise MeshkitError(kept.code, kept.detail)
         with trace.step("key") as step:
-            secret = self._unwrap(capsule, capsule_hash, key)
+            secret = self._unwrap(capsule, capsule_hash, mine)
             step.note("unwrapped; matches the commitment in the signed capsule")
         with trace.step("head") as step:
             head = await self._head(found, row, capsule, roster, mark)
@@ -170,7 +180,7 @@ class Gate:
         def older(epoch: int) -> bytes:
             for digest, past in capsules.items():
                 if past.epoch == epoch:
-                    return self._unwrap(past, digest, key)
+                    return self._unwrap(past, digest, mine)
             raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
 
         return make_grant(
@@ -184,24 +194,35 @@ class Gate:
             older=older,
             withheld=met.withheld,
             one_open=met.one_open,
+            owner=owner,
         )
 
-    async def _ask(self, row: ShareRow, key: EncryptionKey) -> ShareState:
+    async def _ask(
+        self, row: ShareRow, newest: EncryptionKey, former: Sequence[EncryptionKey]
+    ) -> tuple[ShareState, list[bytes]]:
+        """Return where the share stands, and the capsules for any of the keys.
+
+        Those for former keys are asked for afterwards: what the roster lists is there by then.
+        """
         try:
             with trio.fail_after(METADATA_DEADLINE_S):
-                return await self._metadata.share_state(row.share, key.kid)
+                found = await self._metadata.share_state(row.share, newest.kid)
+                capsules = list(found.capsules)
+                for key in former:
+                    capsules += await self._metadata.capsules(row.share, key.kid)
+                return found, capsules
         except trio.TooSlowError:
             raise MeshkitError("freshness_unproven", "no answer from the metadata store in time") from None
         except MeshkitError as error:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
 
-    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> bytes:
+    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, keys: Mapping[bytes, EncryptionKey]) -> bytes:
         held = self._keys.setdefault(capsule.share, {})
         secret = held.get(capsule_hash)
         if secret is None:
             self.counters.unwraps += 1
-            secret = held[capsule_hash] = open_capsule(capsule, key)
+            secret = held[capsule_hash] = open_capsule(capsule, keys[capsule.to])
         return secret
 
     async def _head(

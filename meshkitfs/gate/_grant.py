@@ -61,7 +61,7 @@ class Grant:
 
     __slots__ = (
         "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "deadline", "expires",
-        "fresh_until", "head", "lifetime", "one_open", "rights", "roster",
+        "fresh_until", "head", "lifetime", "one_open", "owner", "rights", "roster",
     )  # fmt: skip
 
     def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:
@@ -83,6 +83,8 @@ class Grant:
         # used.
         self.one_open = False
         self.expires = capsule.exp
+        # The keys that the owner of the share has or had: kid to public key.
+        self.owner: Mapping[bytes, bytes] = {}
         self.fresh_until = 0
 
     def __repr__(self) -> str:
@@ -167,6 +169,13 @@ class Grant:
             raise MeshkitError("right_not_granted", "a snapshot cannot be written")
         return ver_key(self._secret(), self.capsule.oid, self.capsule.epoch, version)
 
+    @property
+    def owner_now(self) -> Mapping[bytes, bytes]:
+        """The keys of the owner, by kid, that speak for the share now: the roster's, and what came later."""
+        kids = list(self.owner)
+        at = kids.index(self.roster.signer)
+        return {kid: self.owner[kid] for kid in kids[at:]}
+
     def epoch_key(self) -> bytes:
         """Return the share's epoch key, to wrap it for somebody else. Needs ``reshare``."""
         self.require("reshare")
@@ -185,13 +194,14 @@ def make_grant(
     older: Callable[[int], bytes],
     withheld: Mapping[str, MeshkitError],
     one_open: bool,
+    owner: Mapping[bytes, bytes],
 ) -> Grant:
     """Make a grant that lives from ``now`` (wall-clock seconds) until the earliest of its proofs ends.
 
     ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
     epoch key of an earlier epoch from an older capsule of the same recipient. ``withheld`` are rights of the
-    capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again. For the
-    gate.
+    capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again;
+    ``owner`` are the owner's keys. For the gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
@@ -204,4 +214,5 @@ def make_grant(
     grant.one_open = one_open
     grant.fresh_until = proofs["freshness_unproven"]
     grant._older = older
+    grant.owner = owner
     return grant

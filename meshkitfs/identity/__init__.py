@@ -11,13 +11,18 @@ from meshkitfs.identity._identity import (
     LIFETIME,
     Identity,
     IdentityReport,
+    Pending,
     check_handle,
     create_identity,
     open_identity,
-    renewed,
+    prepared,
+    promoted,
+    renewal_due,
     report,
     seal_identity,
 )
+from meshkitfs.identity._rotation import Holder, settle
+from meshkitfs.identity._signers import Signer, Signers
 from meshkitfs.identity.contacts import Contact, ContactBook, ContactStore, Trust
 
 __all__ = [
@@ -27,8 +32,12 @@ __all__ = [
     "ContactBook",
     "ContactStore",
     "Directory",
+    "Holder",
     "Identity",
     "IdentityReport",
+    "Pending",
+    "Signer",
+    "Signers",
     "Standing",
     "Trust",
     "check_handle",
@@ -36,11 +45,14 @@ __all__ = [
     "from_text",
     "load_identity",
     "open_identity",
+    "prepared",
+    "promoted",
     "publish",
-    "renewed",
+    "renewal_due",
     "report",
     "save_identity",
     "seal_identity",
+    "settle",
     "standing",
     "to_text",
     "verification_code",
