@@ -525,32 +525,33 @@ class ShareBook:
             raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
         old = services.state.mark(row.share)
         await trio.to_thread.run_sync(services.state.forget_mark, row.share)
-        if row.mine:
-            await self._take_as_seen(share)
+        epoch = await self._take_as_seen(share) if row.mine else 0
         # What was given up since is not in the restored store, and its next record is numbered after that.
         share.history.retention = None
         if row.mine:
-            await self._give_back_keys(share)
+            await self._give_back_keys(share, epoch)
         _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
         if not share.dirty:
             share.forget_tree()
         await share.use("list", current=True)
         return old
 
-    async def _take_as_seen(self, share: Share) -> None:
-        """Note the roster of a share of one's own as seen, whichever of one's keys has signed it.
+    async def _take_as_seen(self, share: Share) -> int:
+        """Note the roster of a share of one's own as seen, whichever of one's keys has signed it; its epoch.
 
         A store that was restored may have nothing newer than what a key of before has signed: for the owner
         alone that is good enough to sign it anew.
         """
         services, row = self._services, share.row
         blob = await services.metadata.roster(row.share)
-        if blob is not None:
-            roster = Roster.parse(blob, Signers(self._identity().chain).keys)
-            seen = Mark(roster_seq=roster.seq, roster_hash=record_hash(blob))
-            await trio.to_thread.run_sync(services.state.raise_mark, row.share, seen)
+        if blob is None:
+            return 0
+        roster = Roster.parse(blob, Signers(self._identity().chain).keys)
+        seen = Mark(roster_seq=roster.seq, roster_hash=record_hash(blob))
+        await trio.to_thread.run_sync(services.state.raise_mark, row.share, seen)
+        return roster.epoch
 
-    async def _give_back_keys(self, share: Share) -> None:
+    async def _give_back_keys(self, share: Share, epoch: int) -> None:
         """Publish again the capsules that the store has forgotten, for those who have access.
 
         No roster lists them, so they open nothing new. But what is not published yet, here and in the homes
@@ -558,7 +559,11 @@ class ShareBook:
         """
         grants = self._remembered(share)
         standing = {member.encryption_kid for member, _ in grants if not member.revoked}
+        # Of a key of before, the store takes only what is from before the epoch it shows.
+        now = self._identity().signing.kid
         capsules = [
-            (m.encryption_kid, m.capsule_id, m.blob) for m, _ in grants if m.encryption_kid in standing
+            (m.encryption_kid, m.capsule_id, m.blob)
+            for m, capsule in grants
+            if m.encryption_kid in standing and (capsule.frm == now or capsule.epoch < epoch)
         ]
         await publish(self._services, Publication(share.row.share, capsules=tuple(capsules)))
