@@ -367,7 +367,8 @@ def _people_commands(add: _Adder) -> None:
         "give your identity new keys, signed by the old ones, and sign your shares with them",
     )
     rotate.add_argument(
-        "--keys",
+        "--replace",
+        dest="keys",
         choices=("both", "signing", "encryption", "none"),
         default="both",
         help="which keys to replace; 'none' only renews the record that says which they are (default: both)",

@@ -162,9 +162,9 @@ def report(identity: Identity, now: int) -> IdentityReport:
     record = identity.public
     problems = []
     if now >= record.exp:
-        problems.append("its record has expired: run 'meshkitfs identity rotate --keys none'")
+        problems.append("its record has expired: run 'meshkitfs identity rotate --replace none'")
     elif now >= record.exp - LIFETIME // 4:
-        problems.append("its record expires soon: run 'meshkitfs identity rotate --keys none'")
+        problems.append("its record expires soon: run 'meshkitfs identity rotate --replace none'")
     if now < record.nbf:
         problems.append("its record is not valid yet: is the clock of this device right?")
     if identity.pending is not None or identity.unfinished:
