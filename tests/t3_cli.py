@@ -549,6 +549,15 @@ def test_what_is_left_to_send_shows_and_is_an_exit_code(run, daemon):
     assert run("sync", "--json")[0] == 7
 
 
+def test_a_share_that_could_not_be_signed_anew_shows_and_is_an_exit_code(run, daemon):
+    left = [{"share": "second"} | MeshkitError("metadata_unavailable").as_dict()]
+    daemon.service.answers["identity.rotate"] = {"resumed": False, "signed": ["first"], "left": left}
+    code, out, err = run("identity", "rotate")
+    assert code == exit_code_for(MeshkitError("metadata_unavailable"))
+    assert f"second: not signed anew yet: {TABLE['metadata_unavailable'].sentence}" in out
+    assert "when it is run again" in err
+
+
 def test_creating_what_is_there_is_harmless_only_when_asked_for(run, daemon):
     daemon.service.answers["share.create"] = MeshkitError("share_exists", "first")
     daemon.service.answers["share.show"] = SHARE
