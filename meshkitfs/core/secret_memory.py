@@ -48,7 +48,8 @@ class _Arena:
         self.free = [self.view[at : at + _SLOT] for at in range(0, _ARENA, _SLOT)]
 
 
-_lock = threading.Lock()
+# A lock that its holder may take again: the garbage collector can let go of a secret at any moment.
+_lock = threading.RLock()
 _arenas: list[_Arena] = []
 
 
@@ -78,9 +79,9 @@ class SecretBytes:
 
     def __init__(self, raw: bytes | bytearray | memoryview) -> None:
         size = len(raw)
+        self._size = 0
         if not 0 < size <= _SLOT:
             raise ValueError(f"a secret has 1 to {_SLOT} bytes")
-        self._size = 0
         self._arena, self._slot = _take()
         self._slot[:size] = raw
         self._size = size
