@@ -214,9 +214,9 @@ def test_writers_at_full_speed_lose_nothing_they_were_told_is_written(alice, pla
     ends = threading.Event()
     said = []
 
-    def write(number):
+    def write(number, file):
         done, refused, other = 0, 0, []
-        with open(place / f"log {number}", "wb", 0) as file:
+        with file:
             while not ends.is_set():
                 try:
                     file.write(b"%08d" % done)
@@ -227,7 +227,8 @@ def test_writers_at_full_speed_lose_nothing_they_were_told_is_written(alice, pla
                         other.append(error)
         said.append((number, done, refused, other))
 
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    files = [open(place / f"log {number}", "wb", 0) for number in range(3)]
+    writers = [threading.Thread(target=write, args=pair) for pair in enumerate(files)]
     for writer in writers:
         writer.start()
     for _ in range(4):
@@ -272,7 +273,10 @@ def test_keys_are_gone_from_memory(alice, place):
     Content that was read is gone as well. What programs wrote last stays in the buffers in which libfuse takes
     their requests (docs/security.md), so this daemon has only read.
     """
-    secrets = t4_gate.secrets_of(alice, alice.metadata)
+    share = os.getxattr(place, "user.meshkit.share").decode()
+    everything = t4_gate.secrets_of(alice, alice.metadata)
+    secrets = {name: key for name, key in everything.items() if " of " not in name or share in name}
+    assert len(secrets) == 7
     content = b"content " * 3000
     alice.remount()
     with open(place / "file", "rb") as file:
@@ -435,10 +439,6 @@ def test_a_passphrase(tmp_path):
         assert carol.status_file()["shares"] == []
         assert carol.cli("share", "list", check=False).error["code"] == "identity_locked"
         assert carol.cli("unlock", check=False).error["code"] == "identity_locked"
-        assert (
-            with_phrase(carol, "unlock", phrase="something else", check=False).error["code"]
-            == "wrong_passphrase"
-        )
         with pytest.raises(MeshkitError) as caught:
             carol.ask("unlock", key="00" * 32)
         assert caught.value.code == "identity_corrupt"
