@@ -227,7 +227,7 @@ def test_writers_at_full_speed_lose_nothing_they_were_told_is_written(alice, pla
                         other.append(error)
         said.append((number, done, refused, other))
 
-    files = [open(place / f"log {number}", "wb", 0) for number in range(3)]
+    files = [open(place / f"log {number}", "wb", 0) for number in range(3)]  # noqa: SIM115 (a thread closes it)
     writers = [threading.Thread(target=write, args=pair) for pair in enumerate(files)]
     for writer in writers:
         writer.start()
