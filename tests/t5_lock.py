@@ -200,9 +200,7 @@ def test_what_was_written_is_saved_first_and_sent_after(alice, place):
             assert alice.cli("sync", check=False).code == 7
         finally:
             blocks.rename(alice.blocks)
-    pid = alice.pid
-    homes.kill(pid)
-    homes.preflight.clear_stale(alice.mnt)
+    alice.kill9()
     alice.mount()
     assert (place / "new").read_bytes() == b"n" * 300_000
     assert (place / "file").read_bytes() == b"mapped" + (b"content " * 100_000)[6:]
