@@ -55,8 +55,9 @@ _ROWS: Final = (
      "There is no identity on this device.",
      "Create one with 'meshkitfs init', or point MESHKITFS_HOME at the home that holds it."),
     ("identity_locked", "identity", _errno.EACCES,
-     "The key vault that holds this identity is locked or cannot be reached.",
-     "Unlock the keyring or give the passphrase; 'meshkitfs doctor' says which key vault is meant."),
+     "This identity is locked, or the key vault that holds it cannot be reached.",
+     "If it is mounted, run 'meshkitfs unlock'; else unlock the keyring or give the passphrase. "
+     "'meshkitfs doctor' says which key vault is meant."),
     ("recipient_not_authorized", "access", _errno.EACCES,
      "No capsule of this share is addressed to this identity.",
      "Ask the owner to run 'meshkitfs share add' for this identity."),

@@ -93,7 +93,7 @@ COMMANDS = dict(leaves(build_parser()))
 
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
-        "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
+        "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",

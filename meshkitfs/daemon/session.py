@@ -17,7 +17,9 @@ from typing import Any, Final
 import trio
 
 from meshkitfs import keyvault
+from meshkitfs.core.secret_memory import SecretBytes, scrub_thread, wipe
 from meshkitfs.daemon import config as configuration
+from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policy_provider import open_deciders
@@ -49,7 +51,7 @@ from meshkitfs.shares import (
 )
 from meshkitfs.state import Clock, Spool, State
 
-__all__ = ["Incident", "Session"]
+__all__ = ["Incident", "Session", "open_vault"]
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ INCIDENTS: Final = 200
 SPOOL_FLOOR: Final = 256 << 20
 CLOSE_DEADLINE_S: Final = 120
 STORE_CLOSE_S: Final = 5
+# What the key of state.db is derived with.
+STATE_LABEL: Final = "mk/state-db@1"
 # How often a share with unsent changes of an earlier run is tried to be opened, while a store is away.
 TAKE_UP_AGAIN_S: Final = 5.0
 
@@ -105,15 +109,28 @@ class Session:
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     # How long (s) the end of the session may go on publishing; 0 where that was tried already.
     closing_s: float = CLOSE_DEADLINE_S
+    # Why nothing can be opened: the identity is locked (see `Lock`); None while it is not.
+    locked: MeshkitError | None = None
+
+    def unlocked(self) -> Identity:
+        """Return the identity with its private keys. Raises ``identity_locked``."""
+        if self.locked is not None:
+            raise self.locked
+        return self.identity
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+        cls,
+        home: Home,
+        passphrase: keyvault.Passphrase | None,
+        *,
+        absent: bool = False,
+        key: SecretBytes | None = None,
     ) -> AsyncIterator[Session]:
         """Open ``home``, whose lock the caller holds. Leaving it sends what is unsent, as far as possible.
 
-        With ``absent`` the byte store need not be there.
+        With ``absent`` the byte store need not be there. With ``key`` the key vault is not asked for its key.
 
         Raises MeshkitError: ``not_initialized``, ``invalid_config``, the key vault's refusals,
         ``state_corrupt``, ``provider_request_failed``, ``metadata_unavailable``.
@@ -121,11 +138,9 @@ class Session:
         home.require_initialized()
         settings = configuration.load(home.config_path)
         async with AsyncExitStack() as stack:
-            vault = _vault(home, settings, passphrase)
-            secret = await trio.to_thread.run_sync(vault.load)
-            identity = await trio.to_thread.run_sync(_identity, home, secret)
-            key = keyvault.derive_key(secret, "mk/state-db@1")
-            state = await trio.to_thread.run_sync(State.open, home.state_db, key)
+            vault = open_vault(home, settings, passphrase)
+            identity, state = await trio.to_thread.run_sync(_unlocked, home, vault, key)
+            stack.callback(identity.lock)
             stack.callback(state.close)
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
@@ -133,18 +148,21 @@ class Session:
             deciders = open_deciders(settings.policy)
             stack.push_async_callback(_close_deciders, deciders)
             spool = await trio.to_thread.run_sync(_spool, home, state)
+            gates: list[Gate] = []
+            stack.callback(_forget_keys, gates)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(
                 home, settings, vault, identity, state, store, metadata, deciders, spool, nursery
             )
+            gates.append(session.gate)
             await session.look_at_vault()
             if isinstance(metadata, HttpMetadata):
                 nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
-            nursery.start_soon(session._resume)
+            nursery.start_soon(session.resume)
             stack.push_async_callback(session._close)
             yield session
 
@@ -155,7 +173,7 @@ class Session:
         nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
-        gate = Gate(lambda: identity.encryption, metadata, state, clock, deciders)
+        gate = Gate(lambda: made[0].unlocked().encryption, metadata, state, clock, deciders)
         spooled = state.staged_digests()
         contacts = ContactBook(identity.public.root, state, metadata)
         # Services and session refer to each other through this: events arrive only once it is filled.
@@ -175,8 +193,8 @@ class Session:
             emit=lambda event: made[0]._on_event(event) if made else None,
             fsync_publishes=settings.writing.fsync == "published",
         )
-        book = ShareBook(services, lambda: identity, lambda: contacts)
-        welcome = Welcome(book, services, lambda: identity, lambda: contacts)
+        book = ShareBook(services, lambda: made[0].unlocked(), lambda: contacts)
+        welcome = Welcome(book, services, lambda: made[0].unlocked(), lambda: contacts)
         session = cls(
             home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
             welcome,
@@ -224,6 +242,8 @@ class Session:
         """Notice what others did, renew leases and rosters, and let expired grants end."""
         while True:
             await trio.sleep(WATCH_S)
+            if self.locked is not None:
+                continue
             try:
                 async with trio.open_nursery() as nursery:
                     # Together: one that must wait for an answer does not keep the others.
@@ -241,7 +261,7 @@ class Session:
         while True:
             await trio.sleep(CLAIMS_S)
             try:
-                if not self.welcome.awaited:
+                if self.locked is not None or not self.welcome.awaited:
                     continue
                 tick = self.metadata.tick()
                 if tick == seen and trio.current_time() < looked + CLAIMS_LEAST_S:
@@ -255,7 +275,7 @@ class Session:
             except Exception:
                 _log.exception("looking for claims failed in a way nobody foresaw")
 
-    async def _resume(self) -> None:
+    async def resume(self) -> None:
         """Go on with what an earlier run could not publish: changes, and a renewed identity record."""
         try:
             if await standing(self.identity, self.metadata) == "behind":
@@ -309,7 +329,7 @@ class Session:
         """Return what this runtime really gives: how keys are kept and what memory protection there is."""
         report = self.vault_report
         if report is None:
-            return {"key_vault": self.vault.kind}
+            return {"key_vault": self.vault.kind} | hygiene.report()
         return {
             "key_vault": report.kind,
             "persistent": report.persistent,
@@ -318,9 +338,7 @@ class Session:
             "user_presence": report.user_presence,
             "fallback": report.fallback,
             "available": report.available,
-            # Keys are in ordinary process memory; nothing locks it against swapping yet.
-            "locked_memory": False,
-        }
+        } | hygiene.report()
 
 
 async def _close_store(store: ByteStore) -> None:
@@ -334,13 +352,29 @@ async def _close_deciders(deciders: Deciders) -> None:
         await deciders.aclose()
 
 
-def _vault(
+def open_vault(
     home: Home, settings: configuration.Config, passphrase: keyvault.Passphrase | None
 ) -> keyvault.KeyVault:
+    """Return the key vault of ``home``. Raises ``identity_not_found``."""
     kind = settings.key_vault.type if settings.key_vault is not None else keyvault.existing(home.root)
     if kind is None:
         raise MeshkitError("identity_not_found", f"there is no key vault in {home.root}")
     return keyvault.open_vault(kind, home.root, passphrase)
+
+
+def _unlocked(home: Home, vault: keyvault.KeyVault, given: SecretBytes | None) -> tuple[Identity, State]:
+    """Open with the key vault's key what is sealed with it, and keep no copy of that key."""
+    secret = vault.load() if given is None else bytes(given.view)
+    try:
+        identity = _identity(home, secret)
+        key = keyvault.derive_key(secret, STATE_LABEL)
+        try:
+            return identity, State.open(home.state_db, key)
+        finally:
+            wipe(key)
+    finally:
+        wipe(secret)
+        scrub_thread()
 
 
 def _identity(home: Home, secret: bytes) -> Identity:
@@ -365,3 +399,8 @@ def _spool(home: Home, state: State) -> Spool:
     # What a crash left behind before its commit was recorded is nobody's.
     spool.sweep(state.staged_digests())
     return spool
+
+
+def _forget_keys(gates: list[Gate]) -> None:
+    for gate in gates:
+        gate.forget_keys()

@@ -16,6 +16,7 @@ from meshkitfs.core._unwrap import open_capsule
 from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import EncryptionKey, kid_of
 from meshkitfs.core.records import Capsule, Head, Roster
+from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
 from meshkitfs.gate._conditions import Conditions
@@ -65,12 +66,15 @@ class Gate:
         self._conditions = Conditions(policy)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
-        self._keys: dict[bytes, dict[bytes, bytes]] = {}
+        self._keys: dict[bytes, dict[bytes, SecretBytes]] = {}
         # The last refusal of each share, so that asking again twice a second is not logged twice a second.
         self._refused: dict[bytes, str] = {}
 
     def forget_keys(self) -> None:
-        """Drop every unwrapped key (the identity was locked)."""
+        """Wipe every unwrapped key (the identity was locked). Grants that hold one must have ended."""
+        for held in self._keys.values():
+            for key in held.values():
+                key.wipe()
         self._keys.clear()
 
     async def open(self, row: ShareRow, action: str | None, trace: Trace | None = None) -> Grant:
@@ -161,13 +165,15 @@ class Gate:
             await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
         # Only a walk that passed may raise the clock floor: an attacker's record must not.
         self._clock.raise_floor(stamp.iat)
+        if secret.wiped:
+            raise MeshkitError("identity_locked", "it was locked meanwhile")
         proofs = {
             "share_expired": capsule.exp,
             "freshness_unproven": min(fresh_until, roster.exp),
             **met.proofs,
         }
 
-        def older(epoch: int) -> bytes:
+        def older(epoch: int) -> SecretBytes:
             for digest, past in capsules.items():
                 if past.epoch == epoch:
                     return self._unwrap(past, digest, key)
@@ -196,12 +202,12 @@ class Gate:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
 
-    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> bytes:
+    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> SecretBytes:
         held = self._keys.setdefault(capsule.share, {})
         secret = held.get(capsule_hash)
         if secret is None:
             self.counters.unwraps += 1
-            secret = held[capsule_hash] = open_capsule(capsule, key)
+            secret = held[capsule_hash] = SecretBytes(open_capsule(capsule, key))
         return secret
 
     async def _head(

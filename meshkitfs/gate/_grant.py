@@ -11,6 +11,7 @@ from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import ContentKey
 from meshkitfs.core.keys import ver_key
 from meshkitfs.core.records import Capsule, Roster
+from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 
 __all__ = ["Grant", "HeadView", "make_grant"]
@@ -35,7 +36,7 @@ def implied(rights: Iterable[str]) -> frozenset[str]:
     return frozenset().union(*(_IMPLIED.get(right, set()) for right in rights))
 
 
-def _no_older(epoch: int) -> bytes:
+def _no_older(epoch: int) -> SecretBytes:
     raise MeshkitError("right_not_granted", f"this grant holds no key of epoch {epoch}")
 
 
@@ -64,13 +65,15 @@ class Grant:
         "fresh_until", "head", "lifetime", "one_open", "rights", "roster",
     )  # fmt: skip
 
-    def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:
+    def __init__(
+        self, token: object, key: SecretBytes, capsule: Capsule, roster: Roster, head: HeadView
+    ) -> None:
         if token is not _GATE_ONLY:
             raise TypeError("a Grant is made by meshkitfs.gate only")
-        self._key: bytes | None = key
+        self._key: SecretBytes | None = key
         self._error: MeshkitError | None = None
         self._lapse = "freshness_unproven"
-        self._older: Callable[[int], bytes] = _no_older
+        self._older: Callable[[int], SecretBytes] = _no_older
         self._withheld: Mapping[str, MeshkitError] = {}
         self.capsule = capsule
         self.capsule_hash = b""
@@ -134,9 +137,11 @@ class Grant:
                 "right_not_granted", f"'{right}' is not among {', '.join(sorted(self.rights))}"
             )
 
-    def _secret(self) -> bytes:
+    def _secret(self) -> SecretBytes:
         self.check()
         assert self._key is not None  # end() sets the error that check() raises
+        if self._key.wiped:
+            raise MeshkitError("identity_locked")
         return self._key
 
     def content_key(self, ref: bytes) -> ContentKey:
@@ -154,27 +159,30 @@ class Grant:
         if self.capsule.grant == "snapshot":
             if (epoch, version) != (self.capsule.epoch, self.capsule.ver):
                 raise MeshkitError("right_not_granted", "a snapshot grant opens exactly one version")
-            return mint_key(key)
+            return mint_key(bytes(key.view))
         if epoch != self.capsule.epoch:
             # A member in good standing may still open what was sealed before the last rotation.
             key = self._older(epoch)
-        return mint_key(ver_key(key, self.capsule.oid, epoch, version))
+        return mint_key(ver_key(key.view, self.capsule.oid, epoch, version))
 
     def sealing_key(self, version: int) -> bytes:
         """Return the raw key under which the root manifest of ``version`` is sealed. Needs ``write``."""
         self.require("write")
         if self.capsule.grant != "live":
             raise MeshkitError("right_not_granted", "a snapshot cannot be written")
-        return ver_key(self._secret(), self.capsule.oid, self.capsule.epoch, version)
+        return ver_key(self._secret().view, self.capsule.oid, self.capsule.epoch, version)
 
     def epoch_key(self) -> bytes:
-        """Return the share's epoch key, to wrap it for somebody else. Needs ``reshare``."""
+        """Return a copy of the share's epoch key, to wrap it for somebody else; the caller wipes it.
+
+        Needs ``reshare``.
+        """
         self.require("reshare")
-        return self._secret()
+        return bytes(self._secret().view)
 
 
 def make_grant(
-    key: bytes,
+    key: SecretBytes,
     capsule: Capsule,
     capsule_hash: bytes,
     roster: Roster,
@@ -182,7 +190,7 @@ def make_grant(
     *,
     now: float,
     proofs: Mapping[str, int],
-    older: Callable[[int], bytes],
+    older: Callable[[int], SecretBytes],
     withheld: Mapping[str, MeshkitError],
     one_open: bool,
 ) -> Grant:

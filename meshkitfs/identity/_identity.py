@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from meshkitfs.core import cbor, cobblestone
 from meshkitfs.core.identity_record import IdentityRecord, first_record, rotate, valid_handle, verify_chain
 from meshkitfs.core.keys import EncryptionKey, SigningKey, did_key, fingerprint
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 
 LIFETIME: Final = 2 * 365 * 86400
@@ -25,6 +26,7 @@ _TYPE: Final = "mk/identity-file@1"
 class Identity:
     """Private keys of one person or service. ``chain`` holds every record made for it, oldest first.
 
+    After `lock` only what is public is left, and what needs more raises ``identity_locked`` until `unlock`.
     Neither its repr nor its `report` shows anything secret.
     """
 
@@ -42,6 +44,22 @@ class Identity:
     def public(self) -> IdentityRecord:
         """The newest record, parsed."""
         return IdentityRecord.parse_self_signed(self.record)
+
+    def lock(self) -> None:
+        """Forget the private keys."""
+        self.signing.lock()
+        self.encryption.lock()
+
+    def unlock(self, other: Identity) -> None:
+        """Take the private keys of ``other``, which is this very identity, loaded anew.
+
+        Raises MeshkitError ``identity_corrupt`` if it is another one.
+        """
+        mine = (self.handle, self.signing.public, self.encryption.public)
+        if (other.handle, other.signing.public, other.encryption.public) != mine:
+            raise MeshkitError("identity_corrupt", "the sealed identity is another one than before")
+        self.signing.unlock(other.signing)
+        self.encryption.unlock(other.encryption)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,14 +138,19 @@ def report(identity: Identity, now: int) -> IdentityReport:
 
 def seal_identity(identity: Identity, wrapping: bytes) -> bytes:
     """Seal ``identity`` for the disk under the key vault's 32-byte secret (the key used is derived here)."""
-    payload = {
+    payload: dict[str, Any] = {
         "t": _TYPE,
         "handle": identity.handle,
         "sig": identity.signing.seed,
         "enc": identity.encryption.seed,
         "chain": list(identity.chain),
     }
-    return bytes(cobblestone.seal(_key(wrapping), _LABEL, cbor.encode(payload), prefix=_MAGIC))
+    plain, key = cbor.encode(payload), _key(wrapping)
+    try:
+        return bytes(cobblestone.seal(key, _LABEL, plain, prefix=_MAGIC))
+    finally:
+        for copy in (plain, key, payload["sig"], payload["enc"]):
+            wipe(copy)
 
 
 def open_identity(blob: bytes, wrapping: bytes) -> Identity:
@@ -138,14 +161,22 @@ def open_identity(blob: bytes, wrapping: bytes) -> Identity:
     """
     if not blob.startswith(_MAGIC):
         raise MeshkitError("identity_corrupt", "not a sealed identity of a version known here")
+    key, payload = _key(wrapping), None
     try:
-        payload = cbor.decode(cobblestone.open_(_key(wrapping), _LABEL, memoryview(blob)[len(_MAGIC) :]))
+        # It is read-only to keep others from changing it; the buffer behind it is ours alone.
+        plain = cobblestone.open_(key, _LABEL, memoryview(blob)[len(_MAGIC) :])
+        payload = cbor.decode(cast(bytearray, plain.obj), secret=True)
         return _from_payload(payload)
     except MeshkitError as error:
         if error.code not in ("invalid_envelope", "invalid_record"):
             raise
         detail = "the sealed identity is damaged, or was sealed with another key than the key vault holds"
         raise MeshkitError("identity_corrupt", detail) from None
+    finally:
+        wipe(key)
+        for secret in (payload or {}).values() if isinstance(payload, dict) else ():
+            if isinstance(secret, bytes):
+                wipe(secret)
 
 
 def _from_payload(payload: Any) -> Identity:

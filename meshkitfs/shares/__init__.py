@@ -10,6 +10,7 @@ from meshkitfs.shares._collect import Collected, collect
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._history import Version
+from meshkitfs.shares._locking import RefSeal
 from meshkitfs.shares._lookback import Change, path_changes
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode, inode_number
 from meshkitfs.shares._past import SNAPSHOTS, PastShare
@@ -49,6 +50,7 @@ __all__ = [
     "Pending",
     "Pruned",
     "PublishFailed",
+    "RefSeal",
     "Repaired",
     "Restored",
     "Rules",

@@ -54,6 +54,8 @@ def _time(seconds: int) -> str:
 def _recipients(share: AnyShare) -> str:
     if not share.row.mine:
         return share.services.who
+    if share.refusal is not None and share.refusal.code == "identity_locked":
+        return ""  # this device's memory is closed
     members = share.services.state.members(share.row.share)
     return ",".join(sorted({member.handle for member in members if not member.revoked}))
 
