@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+from meshkitfs.core import hpke
+from meshkitfs.core.blocks import frame, unframe
 from meshkitfs.core.capsule import RIGHTS
 from meshkitfs.core.fields import (
     Check,
@@ -28,16 +30,30 @@ from meshkitfs.core.fields import (
     time,
     uint,
 )
-from meshkitfs.core.keys import SigningKey, kid_of
+from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.core.membership import Revocations
 from meshkitfs.core.pinned import Pinned, valid_label
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["BLOCKS_MAX", "PREFIX", "TOKEN_MAX", "Block", "Token", "check_token", "implied_rights"]
+__all__ = [
+    "BLOCKS_MAX",
+    "LETTER_MAGIC",
+    "PREFIX",
+    "TOKEN_MAX",
+    "Block",
+    "Token",
+    "check_token",
+    "implied_rights",
+    "open_token",
+    "seal_token",
+]
 
 PREFIX: Final = "meshkit-capability1:"
 BLOCKS_MAX: Final = 16
 _MAGIC: Final = b"MKT1\x01"
+# A token in a mailbox, sealed to the one who may use it.
+LETTER_MAGIC: Final = b"MKV1\x01"
+_INFO: Final = b"mk/capability@1\0"
 _BLOCK_MAX: Final = 4096
 TOKEN_MAX: Final = len(_MAGIC) + BLOCKS_MAX * (2 + _BLOCK_MAX)
 _SKEW_S: Final = 60
@@ -274,3 +290,26 @@ def check_token(
     if any(block.iat > now + _SKEW_S for block in token.blocks):
         raise MeshkitError("capability_denied", f"token {token.id.hex()[:8]} is from the future")
     return last.exp
+
+
+def seal_token(token: Token, recipient_public: bytes) -> bytes:
+    """Return ``token`` sealed to an X-Wing public key, to be put into a mailbox."""
+    info = _INFO + kid_of(recipient_public)
+    return LETTER_MAGIC + hpke.wrap(recipient_public, info, frame(token.to_bytes()))
+
+
+def open_token(key: EncryptionKey, blob: bytes) -> Token:
+    """Return the token in a sealed ``blob``, its chain verified.
+
+    Raises MeshkitError ``key_unwrap_failed`` if it is not sealed to this key, ``invalid_record`` as
+    `Token.from_bytes`.
+    """
+    if not blob.startswith(LETTER_MAGIC):
+        raise refuse("not a sealed token of a version known here")
+    try:
+        data = unframe(hpke.unwrap(key, _INFO + key.kid, blob[len(LETTER_MAGIC) :]))
+    except MeshkitError as error:
+        if error.code == "invalid_envelope":
+            raise refuse("a sealed token that is not framed as it must be") from None
+        raise
+    return Token.from_bytes(data)

@@ -25,6 +25,7 @@ __all__ = [
     "NumberedList",
     "Revocations",
     "VaultRecord",
+    "authentic_list",
     "member_entry",
     "newest_revocations",
     "newest_vault",
@@ -167,19 +168,32 @@ def newest_revocations(
     )  # fmt: skip
 
 
+def authentic_list(kind: type[L], blob: bytes, list_id: bytes, owner: bytes, code: str) -> L:
+    """Return the record in ``blob`` if ``owner`` signed it for this list. Raises MeshkitError ``code``.
+
+    It need not be the newest, nor fresh; but whoever has been shown it has seen it (`ListMark`).
+    """
+    try:
+        record = kind.parse(blob, {kid_of(owner): owner})
+    except MeshkitError as error:
+        raise MeshkitError(code, f"the {_name(kind)} is not its owner's: {error.detail}") from error
+    if record.id != list_id or record.owner != owner:
+        raise MeshkitError(code, f"the {_name(kind)} offered is another's")
+    return record
+
+
+def _name(kind: type[NumberedList]) -> str:
+    return "vault record" if kind is VaultRecord else "revocation list"
+
+
 def _newest(
     kind: type[L], code: str, blob: bytes | None, stamp: bytes | None, list_id: bytes, owner: bytes,
     mark: ListMark, timestamp_keys: Iterable[bytes], now: int,
 ) -> tuple[L, int]:  # fmt: skip
-    what = "vault record" if kind is VaultRecord else "revocation list"
+    what = _name(kind)
     if blob is None:
         raise MeshkitError(code, f"the metadata store shows no {what} to this identity")
-    try:
-        record = kind.parse(blob, {kid_of(owner): owner})
-    except MeshkitError as error:
-        raise MeshkitError(code, f"the {what} is not its owner's: {error.detail}") from error
-    if record.id != list_id or record.owner != owner:
-        raise MeshkitError(code, f"the {what} offered is another's")
+    record = authentic_list(kind, blob, list_id, owner, code)
     if record.seq < mark.seq:
         raise MeshkitError(code, f"{what} {record.seq} offered, {mark.seq} was seen")
     if record.seq == mark.seq and record.digest != mark.hash:
