@@ -573,6 +573,31 @@ def test_tokens_that_are_not_what_the_grant_asks_for(people):
     assert walk(bob).rights == {"list", "read"}
 
 
+def test_what_a_token_and_a_policy_both_leave_is_what_is_left(people):
+    alice, bob, _ = people
+    rules = 'permit(principal, action in [Action::"list", Action::"write"], resource);'
+    ask(alice, "policy.create", name="no-reading", rules=rules)
+    ask(
+        alice,
+        "policy.create",
+        name="only-writing",
+        rules='permit(principal, action == Action::"write", resource);',
+    )
+    issue(alice)
+    ask(bob, "capability.list")
+    give(alice, bob, ["write"], capability="editors", policy="no-reading")
+    assert walk(bob, None).rights == {"list"}
+    refused(bob, DENIED, "capability", action="write")
+    refused(bob, "policy_denied", "policy", action="read")
+    # Each leaves something, and together they leave nothing.
+    give(alice, bob, ["write"], capability="editors", policy="only-writing")
+    before = bob.session.gate.counters.unwraps
+    with pytest.raises(MeshkitError) as caught:
+        walk(bob, None)
+    assert caught.value.code in (DENIED, "policy_denied")
+    assert bob.session.gate.counters.unwraps == before
+
+
 def test_a_store_that_hides_a_revocation(people):
     alice, bob, _ = people
     give(alice, bob, capability="editors")
