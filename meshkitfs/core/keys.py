@@ -30,6 +30,7 @@ __all__ = [
     "fingerprint",
     "key_commit",
     "kid_of",
+    "public_of_did",
     "ver_key",
 ]
 
@@ -237,6 +238,20 @@ def did_key(public: bytes) -> str:
         number, digit = divmod(number, 58)
         digits.append(_B58[digit])
     return "did:key:z" + "".join(reversed(digits))
+
+
+def public_of_did(text: str) -> bytes:
+    """Return the 32-byte Ed25519 public key of a ``did:key:z6Mk...``. Raises ``invalid_record``."""
+    encoded = text.removeprefix("did:key:z")
+    number = 0
+    if encoded == text or len(encoded) > 64 or not set(encoded) <= set(_B58):
+        raise MeshkitError("invalid_record", "not the did:key of an Ed25519 key")
+    for digit in encoded:
+        number = number * 58 + _B58.index(digit)
+    raw = number.to_bytes(48, "big")[-34:]
+    if raw[:2] != b"\xed\x01" or did_key(raw[2:]) != text:
+        raise MeshkitError("invalid_record", "not the did:key of an Ed25519 key")
+    return raw[2:]
 
 
 def fingerprint(public: bytes) -> str:

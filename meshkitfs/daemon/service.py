@@ -23,6 +23,7 @@ from meshkitfs.core.durations import parse_expiry
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
+from meshkitfs.daemon.conditions import Conditions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.inviting import Inviting, checked_rights
 from meshkitfs.daemon.keeping import Keeping
@@ -100,6 +101,7 @@ class Service:
             **Keeping(session).methods,
             **Inviting(session).methods,
             **self._policies.methods,
+            **Conditions(session, self._bound).methods,
         }
 
     @classmethod
@@ -164,7 +166,9 @@ class Service:
         names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
         pol = self._policies.pol(policy) if policy else None
-        terms = Terms(names, until, policy or "", vault or "", capability or "", pol)
+        vault = self.session.vaults.reference(vault) if vault else ""
+        capability = self.session.tokens.reference(capability) if capability else ""
+        terms = Terms(names, until, policy or "", vault, capability, pol)
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:
@@ -193,8 +197,12 @@ class Service:
             "share": found.name,
             "recipient": recipient,
             "revoked": [describe.member(member) for member in ended],
-            "bound_seconds": REVOKE_BOUND_S + lateness(self.session.metadata),
+            "bound_seconds": self._bound(),
         }
+
+    def _bound(self) -> float:
+        """Return how long (s) something that was taken back may go on to be used elsewhere."""
+        return REVOKE_BOUND_S + lateness(self.session.metadata)
 
     async def _share_reencrypt(self, share: str, progress: Progress) -> dict[str, Any]:
         found = self._whole(share)

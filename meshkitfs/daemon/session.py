@@ -43,10 +43,13 @@ from meshkitfs.shares import (
     BlockReader,
     Budget,
     Event,
+    OwnLists,
     PublishFailed,
     Services,
     Share,
     ShareBook,
+    Tokens,
+    Vaults,
     Welcome,
 )
 from meshkitfs.state import Clock, Spool, State
@@ -104,6 +107,9 @@ class Session:
     book: ShareBook
     contacts: ContactBook
     welcome: Welcome
+    lists: OwnLists
+    vaults: Vaults
+    tokens: Tokens
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
@@ -163,6 +169,7 @@ class Session:
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session.resume)
+            nursery.start_soon(session._watch_tokens)
             stack.push_async_callback(session._close)
             yield session
 
@@ -173,7 +180,10 @@ class Session:
         nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
-        gate = Gate(lambda: made[0].unlocked().encryption, metadata, state, clock, deciders)
+        gate = Gate(
+            lambda: made[0].unlocked().encryption, lambda: made[0].unlocked().signing, metadata, state, clock,
+            deciders,
+        )  # fmt: skip
         spooled = state.staged_digests()
         contacts = ContactBook(identity.public.root, state, metadata)
         # Services and session refer to each other through this: events arrive only once it is filled.
@@ -195,9 +205,12 @@ class Session:
         )
         book = ShareBook(services, lambda: made[0].unlocked(), lambda: contacts)
         welcome = Welcome(book, services, lambda: made[0].unlocked(), lambda: contacts)
+        lists = OwnLists(services, lambda: made[0].unlocked())
+        vaults = Vaults(services, lists, lambda: made[0].unlocked(), lambda: contacts)
+        tokens = Tokens(services, lists, lambda: made[0].unlocked(), lambda: contacts)
         session = cls(
             home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
-            welcome,
+            welcome, lists, vaults, tokens,
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -254,6 +267,14 @@ class Session:
                 _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
             except Exception:
                 _log.exception("the watcher failed in a way nobody foresaw")
+            try:
+                await self.lists.renew()
+            except MeshkitError as error:
+                _log.warning(
+                    "a vault or revocation list could not be renewed: %s (%s)", error.code, error.detail
+                )
+            except Exception:
+                _log.exception("the watcher failed in a way nobody foresaw")
 
     async def _watch_claims(self) -> None:
         """Let in who comes back with an invitation; nobody is asked while none is out."""
@@ -274,6 +295,29 @@ class Session:
                 _log.info("the claims must wait: %s (%s)", error.code, error.detail)
             except Exception:
                 _log.exception("looking for claims failed in a way nobody foresaw")
+
+    async def _watch_tokens(self) -> None:
+        """Take in tokens that come by mail while a share waits for one; nobody is asked otherwise."""
+        seen = -1
+        while True:
+            await trio.sleep(CLAIMS_S)
+            waiting = [
+                share
+                for share in self.book.shares.values()
+                if share.refusal is not None and share.refusal.code.startswith("capability_")
+            ]
+            tick = self.metadata.tick()
+            if not waiting or tick == seen:
+                continue
+            try:
+                if await self.tokens.collect():
+                    for share in waiting:
+                        share.reconsider()
+                seen = tick
+            except MeshkitError as error:
+                _log.info("tokens in the mailbox must wait: %s (%s)", error.code, error.detail)
+            except Exception:
+                _log.exception("looking for tokens failed in a way nobody foresaw")
 
     async def resume(self) -> None:
         """Go on with what an earlier run could not publish: changes, and a renewed identity record."""

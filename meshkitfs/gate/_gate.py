@@ -14,13 +14,14 @@ import trio
 
 from meshkitfs.core._unwrap import open_capsule
 from meshkitfs.core.cose import peek1, record_hash
-from meshkitfs.core.keys import EncryptionKey, kid_of
+from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.core.records import Capsule, Head, Roster
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
 from meshkitfs.gate._conditions import Conditions
 from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
+from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
 from meshkitfs.policy import PolicyProvider
@@ -48,12 +49,14 @@ class Counters:
 class Gate:
     """Opens shares for one identity.
 
-    ``encryption`` returns the identity's X-Wing key or raises ``identity_locked``/``identity_not_found``.
+    ``encryption`` returns the identity's X-Wing key or raises ``identity_locked``/``identity_not_found``;
+    so does ``signing`` with its signing key, to which capability tokens are bound.
     """
 
     def __init__(
         self,
         encryption: Callable[[], EncryptionKey],
+        signing: Callable[[], SigningKey],
         metadata: Metadata,
         state: State,
         clock: Clock,
@@ -63,7 +66,8 @@ class Gate:
         self._metadata = metadata
         self._state = state
         self._clock = clock
-        self._conditions = Conditions(policy)
+        self.lists = AccessLists(lambda: self._metadata, state, signing)
+        self._conditions = Conditions(policy, self.lists)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
         self._keys: dict[bytes, dict[bytes, SecretBytes]] = {}
@@ -146,7 +150,7 @@ class Gate:
             step.note(", ".join(sorted(granted)))
             if action is not None and action not in granted:
                 raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
-        met = await self._conditions.check(capsule, granted, action, now, trace)
+        met = await self._conditions.check(capsule, roster, granted, action, now, trace)
         if row.grant == "live":
             kept = self._state.quarantine(row.share)
             if kept is not None:
@@ -190,6 +194,8 @@ class Gate:
             older=older,
             withheld=met.withheld,
             one_open=met.one_open,
+            lists=met.lists,
+            caveats=met.caveats,
         )
 
     async def _ask(self, row: ShareRow, key: EncryptionKey) -> ShareState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import ContentKey
@@ -61,8 +61,8 @@ class Grant:
     """
 
     __slots__ = (
-        "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "deadline", "expires",
-        "fresh_until", "head", "lifetime", "one_open", "rights", "roster",
+        "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "caveats", "deadline",
+        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "rights", "roster",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +75,9 @@ class Grant:
         self._lapse = "freshness_unproven"
         self._older: Callable[[int], SecretBytes] = _no_older
         self._withheld: Mapping[str, MeshkitError] = {}
+        # The ids of the access lists that it relies on, and what limits the tokens behind it (for people).
+        self.lists: tuple[bytes, ...] = ()
+        self.caveats: tuple[dict[str, Any], ...] = ()
         self.capsule = capsule
         self.capsule_hash = b""
         self.roster = roster
@@ -193,13 +196,15 @@ def make_grant(
     older: Callable[[int], SecretBytes],
     withheld: Mapping[str, MeshkitError],
     one_open: bool,
+    lists: tuple[bytes, ...],
+    caveats: tuple[dict[str, Any], ...],
 ) -> Grant:
     """Make a grant that lives from ``now`` (wall-clock seconds) until the earliest of its proofs ends.
 
     ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
     epoch key of an earlier epoch from an older capsule of the same recipient. ``withheld`` are rights of the
-    capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again. For the
-    gate.
+    capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again;
+    ``lists`` and ``caveats`` say what it rests on. For the gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
@@ -212,4 +217,6 @@ def make_grant(
     grant.one_open = one_open
     grant.fresh_until = proofs["freshness_unproven"]
     grant._older = older
+    grant.lists = lists
+    grant.caveats = caveats
     return grant

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from meshkitfs.core.capability import LETTER_MAGIC as TOKEN_MAGIC
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import kid_of, ver_key
@@ -417,8 +418,8 @@ class ShareBook:
         held = {share.row.ref for share in self.shares.values()}
         found, unreadable = [], 0
         for letter_id, blob in await self._services.metadata.letters(me.encryption.kid):
-            if blob.startswith(CLAIM_MAGIC):
-                continue  # no letter: somebody comes with an invitation (see `Welcome`)
+            if blob.startswith((CLAIM_MAGIC, TOKEN_MAGIC)):
+                continue  # no letter: a claim (see `Welcome`), or a capability token (see `Tokens`)
             try:
                 letter = open_letter(me.encryption, blob)
             except MeshkitError:

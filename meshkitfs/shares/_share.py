@@ -113,7 +113,7 @@ class Share(Access):
         if grant is not None and not current:
             return grant
         anew = current and self._undecided(right)
-        seen = self.services.metadata.tick(self.row.share) == self._tick
+        seen = self._store_tick() == self._tick
         # The newest head may be known and its tree still on the way here: that is not yet the newest state.
         if grant is not None and seen and not anew and grant.head.hash == self.base.hash:
             return grant

@@ -19,11 +19,13 @@ import apsw
 
 from meshkitfs.core.secret_memory import wipe_text
 from meshkitfs.errors import MeshkitError
+from meshkitfs.state._conditions import SCHEMA as CONDITIONS_SCHEMA
+from meshkitfs.state._conditions import ConditionRows
 from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRow
 
 __all__ = ["State"]
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 _SCHEMA = """
 -- One row per thing the mount shows at its top level; columns as in ShareRow.
@@ -76,6 +78,7 @@ CREATE TABLE begun(
 -- What a long job (verify, reencrypt, ...) has done already, so that it can be resumed: items by job.
 CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
 """,
+    2: CONDITIONS_SCHEMA,
 }
 
 _SHARE_COLUMNS = (
@@ -95,6 +98,8 @@ class State:
         self._open: apsw.Connection | None = connection
         self._path = path
         self._lock = threading.RLock()
+        # What vaults and capabilities need to remember.
+        self.conditions = ConditionRows(self._rows, self._transaction)
 
     def __repr__(self) -> str:
         return "<State>"

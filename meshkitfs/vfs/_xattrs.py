@@ -64,9 +64,7 @@ def _capabilities(share: AnyShare, runtime: Runtime) -> str:
     grant = share.grant
     value = runtime() | {
         "rights": sorted(grant.rights) if grant is not None else [],
-        "caveats": [share.grant.capsule.cap]
-        if grant is not None and share.grant and share.grant.capsule.cap
-        else [],
+        "caveats": list(grant.caveats) if grant is not None else [],
         "enforcement": "client",
     }
     return json.dumps(value, sort_keys=True)
