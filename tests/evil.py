@@ -28,7 +28,7 @@ from meshkitfs.core.fields import Record
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Head, Roster, Timestamp
 from meshkitfs.errors import MeshkitError
-from meshkitfs.metadata import Metadata, Publication, ShareState
+from meshkitfs.metadata import AccessList, Metadata, Publication, ShareState
 from meshkitfs.providers import ByteStore, Capabilities, Counters, Source, Usage
 
 R = TypeVar("R", bound=Record)
@@ -373,8 +373,18 @@ class EvilMetadata:
     async def identity_by_kid(self, kid: bytes) -> list[bytes]:
         return await self._answer("identity_by_kid", kid, self.inner.identity_by_kid(kid))
 
-    def tick(self, share: bytes | None = None) -> int:
-        return self.inner.tick(share) + self._turn
+    async def access_list(self, list_id: bytes) -> AccessList | None:
+        return await self._answer("access_list", list_id, self.inner.access_list(list_id))
+
+    async def put_access_list(self, list_id: bytes, expect: int, record: bytes, readers: Any) -> None:
+        honest = self.inner.put_access_list(list_id, expect, record, readers)
+        await self._answer("put_access_list", list_id, honest)
+
+    async def delete_access_list(self, list_id: bytes) -> None:
+        await self._answer("delete_access_list", list_id, self.inner.delete_access_list(list_id))
+
+    def tick(self, share: bytes | None = None, also: Any = ()) -> int:
+        return self.inner.tick(share, also) + self._turn
 
     def close(self) -> None:
         self.inner.close()

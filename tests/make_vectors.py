@@ -11,10 +11,13 @@ from pathlib import Path
 
 from meshkitfs.core import blocks, cid, cobblestone, cose, entries, keys, manifest, records
 from meshkitfs.core.blocks import HOLE, MAGIC, Where
+from meshkitfs.core.capability import Token
 from meshkitfs.core.decision import SignedDecision, question_hash
 from meshkitfs.core.entries import Entry
 from meshkitfs.core.identity_record import IdentityRecord, first_record, rotate
 from meshkitfs.core.manifest import DirManifest, FileManifest, PageRef, RootAttrs
+from meshkitfs.core.membership import Revocations, VaultRecord, revocations_id
+from meshkitfs.core.pinned import Pinned
 
 DIRECTORY = Path(__file__).parent / "vectors"
 NOW = 1_800_000_000
@@ -297,6 +300,81 @@ def share_vector():
     }
 
 
+def condition_vectors():
+    """A vault's first two records, a revocation list, and a token passed on twice; and tokens that are none."""
+    issuer, bob, carol, dave = (
+        keys.SigningKey.from_seed(fixed(name)) for name in ("owner", "bob", "carol", "dave")
+    )
+    vault_id, end = fixed("vault id", 16), NOW + 604800
+
+    def vault(seq, prev, *members):
+        record = VaultRecord(
+            id=vault_id, seq=seq, prev=prev, owner=issuer.public, iat=NOW, exp=end, members=members
+        )
+        return record.sign(issuer)
+
+    bob_member, carol_member = (fixed(f"{name} member", 32) for name in ("bob", "carol"))
+    first = vault(1, b"", bob_member, carol_member)
+    second = vault(2, cose.record_hash(first), carol_member)
+    token_id = fixed("token id", 16)
+    revoked = Revocations(
+        id=revocations_id(issuer.public),
+        seq=1,
+        prev=b"",
+        owner=issuer.public,
+        iat=NOW,
+        exp=end,
+        tokens=(token_id,),
+    ).sign(issuer)
+    one = Token.issue(
+        issuer, token_id=token_id, name="editors", holder=bob.public, rights=("read", "write"), share=None, iat=NOW,
+        exp=end,
+    )  # fmt: skip
+    two = one.narrow(bob, holder=carol.public, rights=("read",), share=SHARE, exp=NOW + 3600, iat=NOW + 1)
+    three = two.narrow(carol, holder=dave.public, rights=("list",), iat=NOW + 2)
+    head, (a, b, c) = three.to_bytes()[:37], three.blobs
+
+    def wider(**changes):
+        block = dataclasses.replace(three.blocks[1], n=2, prev=two.last.digest, holder=dave.public, **changes)
+        return block.sign(carol)
+
+    def joined(*blobs):
+        return (head + b"".join(len(blob).to_bytes(2, "big") + blob for blob in blobs)).hex()
+
+    return {
+        "issuer": issuer.public.hex(),
+        "vault": Pinned(vault_id.hex(), issuer.public).text,
+        "capability": Pinned("editors", issuer.public).text,
+        "vault_records": [first.hex(), second.hex()],
+        "revocations": revoked.hex(),
+        "token": three.to_bytes().hex(),
+        "token_text": three.to_text(),
+        "blocks": [
+            {
+                "holder": block.holder.hex(),
+                "rights": list(block.rights),
+                "exp": block.exp,
+                "hash": block.digest.hex(),
+            }
+            for block in three.blocks
+        ],
+        "refused": {
+            "the first block is missing": joined(b, c),
+            "a block in the middle is missing": joined(a, c),
+            "blocks in another order": joined(a, c, b),
+            "a block twice": joined(a, b, b),
+            "more rights": joined(a, b, wider(rights=("read", "write"))),
+            "a later end": joined(a, b, wider(exp=NOW + 3601)),
+            "another share": joined(a, b, wider(share=OID)),
+            "any share": joined(a, b, wider(share=None)),
+            "signed by the issuer instead of the holder": joined(
+                a, dataclasses.replace(three.blocks[1]).sign(issuer)
+            ),
+            "cut off": joined(a, b, c)[:-2],
+        },
+    }
+
+
 def frozen_sample():
     """A capsule and a letter: not reproducible (HPKE draws its own randomness), so made once and kept."""
     owner, recipient = keys.SigningKey.from_seed(fixed("owner")), keys.EncryptionKey.from_seed(fixed("bob"))
@@ -319,6 +397,7 @@ def frozen_sample():
 
 VECTORS = {
     "blocks.json": block_vectors,
+    "conditions.json": condition_vectors,
     "keys.json": key_vectors,
     "records.json": record_vectors,
     "share.json": share_vector,

@@ -399,6 +399,63 @@ def given_up(record, owner_pub):
     return found
 
 
+def listed(record, typ, owner_pub):
+    """Return what a vault record or a revocation list of this owner lists."""
+    payload = verify(record, typ, [owner_pub])
+    field, size = ("members", 32) if typ == "mk/vault@1" else ("tokens", 16)
+    need(set(payload) == {"t", "id", "seq", "prev", "owner", "iat", "exp", field}, "list")
+    need(payload["owner"] == owner_pub and blob(payload["id"], 16) and uint(payload["seq"], 1), "list")
+    need(payload["prev"] == b"" if payload["seq"] == 1 else blob(payload["prev"], 32), "list")
+    need(uint(payload["iat"], 0, 2**40) and uint(payload["exp"], payload["iat"] + 1, 2**40), "list")
+    if typ == "mk/revocations@1":
+        need(payload["id"] == sha256(b"mk/revocations@1\0" + owner_pub)[:16], "list")
+    items = payload[field]
+    need(type(items) is list and all(blob(i, size) for i in items) and len(set(items)) == len(items), "list")
+    return items
+
+
+def token(data):
+    """Return (issuer, blocks) of a capability token, as maps, if its chain holds."""
+    need(data[:5] == b"MKT1\x01" and len(data) > 37, "token")
+    issuer, rest, blocks, signer, before = data[5:37], data[37:], [], data[5:37], b""
+    gives = {
+        "list": {"list"},
+        "read": {"list", "read"},
+        "write": {"list", "read", "write"},
+        "reshare": {"reshare"},
+    }
+    allowed = set(gives)
+    while rest:
+        size = int.from_bytes(rest[:2], "big")
+        record, rest = rest[2 : 2 + size], rest[2 + size :]
+        need(len(record) == size <= 4096 and len(blocks) < 16, "token")
+        b = verify(record, "mk/capability@1", [signer])
+        need(set(b) == {"t", "id", "n", "prev", "name", "holder", "rights", "share", "iat", "exp"}, "block")
+        need(
+            type(b["n"]) is int and b["n"] == len(blocks) and b["prev"] == before and blob(b["id"], 16),
+            "block",
+        )
+        need(
+            blob(b["holder"], 32) and uint(b["iat"], 0, 2**40) and uint(b["exp"], b["iat"] + 1, 2**40),
+            "block",
+        )
+        need(
+            b["rights"] and b["rights"] == sorted(set(b["rights"])) and set(b["rights"]) <= set(gives),
+            "rights",
+        )
+        need(b["share"] is None or blob(b["share"], 16), "block")
+        now = set().union(*(gives[right] for right in b["rights"]))
+        if blocks:
+            last = blocks[-1]
+            need((b["id"], b["name"]) == (last["id"], last["name"]), "block")
+            need(now <= allowed and b["exp"] <= last["exp"], "wider")
+            need(last["share"] is None or b["share"] == last["share"], "wider")
+        blocks.append(b)
+        allowed, signer, before = now, b["holder"], sha256(record)
+    need(blocks, "token")
+    return issuer, blocks
+
+
 def open_capsule(seed, record, owner_pub):
     """Return (header, key) of a capsule, given the recipient's 32-byte X-Wing seed."""
     payload = verify(record, "mk/cap@1", [owner_pub])

@@ -147,7 +147,19 @@ class Everybody:
     async def identity_by_kid(self, kid):
         return await (await self.joined(self._default)).identity_by_kid(kid)
 
-    def tick(self, share=None):
+    async def _of_list(self, list_id):
+        return await self.joined(self.owners.get(list_id, self._default))
+
+    async def access_list(self, list_id):
+        return await (await self._of_list(list_id)).access_list(list_id)
+
+    async def put_access_list(self, list_id, expect, record, readers):
+        await (await self._of_list(list_id)).put_access_list(list_id, expect, record, readers)
+
+    async def delete_access_list(self, list_id):
+        await (await self._of_list(list_id)).delete_access_list(list_id)
+
+    def tick(self, share=None, also=()):
         return sum(client.tick() for client in self._clients.values())
 
     def close(self):

@@ -12,6 +12,7 @@ from core_support import reopen, vectors
 from meshkitfs.core import (
     _unwrap,
     blocks,
+    capability,
     cbor,
     cid,
     cobblestone,
@@ -20,6 +21,8 @@ from meshkitfs.core import (
     keys,
     letter,
     manifest,
+    membership,
+    pinned,
     records,
 )
 from meshkitfs.core._mint import mint_key
@@ -27,6 +30,7 @@ from meshkitfs.core.blocks import HOLE, SealedBlock, VerifiedBlock, Where, open_
 from meshkitfs.core.decision import SignedDecision
 from meshkitfs.core.entries import DIR, FILE, HARDLINK, SYMLINK
 from meshkitfs.core.identity_record import Endorsement
+from meshkitfs.errors import MeshkitError
 
 
 @pytest.mark.parametrize("name", make_vectors.VECTORS)
@@ -64,6 +68,8 @@ def test_the_document_says_what_the_code_does():
     types = [record.TYPE for record in (records.Head, records.Roster, records.Timestamp, records.Capsule)]
     types += [records.Retention.TYPE, SignedDecision.TYPE, "mk/question@1"]
     assert QUESTION in joined
+    types += [membership.VaultRecord.TYPE, membership.Revocations.TYPE]
+    types += [capability.Block.TYPE]
     types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE]
     for label in (
         *types,
@@ -81,7 +87,8 @@ def test_the_document_says_what_the_code_does():
     for limit in (*limits, entries.XATTR_TOTAL_MAX):
         assert f"{limit:,}" in text, limit
     signed = (records.Head, records.Roster, records.Timestamp, records.Retention, records.IdentityRecord)
-    for record in (*signed, Endorsement):
+    lists = (membership.VaultRecord, membership.Revocations, capability.Block)
+    for record in (*signed, *lists, Endorsement):
         for field in record.FIELDS:
             assert f"`{field}`" in text, field
 
@@ -138,6 +145,35 @@ def test_published_records_verify():
         if vector["type"] == "mk/dec@1":
             assert record.req == hashlib.sha256(bytes.fromhex(QUESTION)).digest()
     assert records.verify_chain(chain).seq == 1
+
+
+def test_published_lists_and_tokens():
+    v = vectors("conditions.json")
+    issuer = bytes.fromhex(v["issuer"])
+    vault = pinned.Pinned.parse(v["vault"])
+    first, second = (membership.VaultRecord.parse_owned(bytes.fromhex(blob)) for blob in v["vault_records"])
+    assert (vault.vault_id, vault.public) == (first.id, issuer)
+    assert (second.prev, second.members) == (first.digest, first.members[1:])
+    for blob, record in zip(v["vault_records"], (first, second), strict=True):
+        assert second_reader.listed(bytes.fromhex(blob), "mk/vault@1", issuer) == list(record.members)
+    data = bytes.fromhex(v["token"])
+    token = capability.Token.from_text(v["token_text"])
+    assert (token.to_bytes(), token.issuer) == (data, issuer)
+    assert token.pinned.text == v["capability"]
+    revoked = bytes.fromhex(v["revocations"])
+    assert second_reader.listed(revoked, "mk/revocations@1", issuer) == [token.id]
+    assert membership.Revocations.parse_owned(revoked).tokens == (token.id,)
+    who, chain = second_reader.token(data)
+    assert who == issuer
+    for block, theirs, published in zip(token.blocks, chain, v["blocks"], strict=True):
+        assert block.payload() == theirs
+        assert (block.digest.hex(), block.holder.hex()) == (published["hash"], published["holder"])
+        assert (list(block.rights), block.exp) == (published["rights"], published["exp"])
+    for why, bad in v["refused"].items():
+        with pytest.raises(second_reader.FormatError):
+            second_reader.token(bytes.fromhex(bad))
+        with pytest.raises(MeshkitError, match="invalid_record"):
+            print(why, capability.Token.from_bytes(bytes.fromhex(bad)))
 
 
 def test_the_frozen_capsule_and_letter_open():

@@ -26,6 +26,7 @@ import trio
 import trio.testing
 
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
+from meshkitfs.core.membership import VaultRecord
 from meshkitfs.core.records import (
     Head,
     IdentityRecord,
@@ -370,6 +371,55 @@ def test_retention_is_replaced_by_the_next(home, old_share):
     # Ranges may be put together differently, as long as they hold what they held.
     run(home.retain, share.share, share.retention((1, 2), (3, 3), (4, 6), (7, 19), seq=3))
     run(home.retain, share.share, share.retention((1, 19), seq=4))
+
+
+def vault(of, seq=1, before=b"", signer=None, **changes):
+    """The record numbered ``seq`` of the vault that has the id and owner of the share ``of``."""
+    fields = {
+        "id": of.share, "seq": seq, "prev": record_hash(before) if before else b"", "owner": of.owner.public,
+        "iat": NOW, "exp": NOW + 1000, "members": (os.urandom(32),),
+    }  # fmt: skip
+    return VaultRecord(**fields | changes).sign(signer or of.owner)
+
+
+def test_an_access_list_is_replaced_by_the_next(home):
+    mine = Share.new()
+    assert run(home.access_list, mine.share) is None
+    first = vault(mine)
+    second = vault(mine, 2, first)
+    run(home.put_access_list, mine.share, 0, first, [])
+    run(home.put_access_list, mine.share, 0, first, [])  # its answer was lost
+    fails("head_conflict", home.put_access_list, mine.share, 0, second, [])
+    run(home.put_access_list, mine.share, 1, second, [])
+    found = run(home.access_list, mine.share)
+    assert found.record == second
+    service = run(home.service_key)
+    stamp = Timestamp.parse(found.timestamp, {kid_of(service): service})
+    assert (stamp.share, stamp.roster) == (mine.share, record_hash(second))
+    assert (stamp.iat, stamp.exp) == (NOW, NOW + 300)
+    fails("head_conflict", home.put_access_list, mine.share, 1, vault(mine, 3, second), [])
+    fails("invalid_record", home.put_access_list, mine.share, 2, vault(mine, 2, first), [])
+    # A store that was restored has forgotten some; the owner goes on behind the newest.
+    run(home.put_access_list, mine.share, 2, vault(mine, 7, os.urandom(9)), [])
+    run(home.delete_access_list, mine.share)
+    run(home.delete_access_list, mine.share)
+    assert run(home.access_list, mine.share) is None
+
+
+def test_nobody_vouches_for_what_is_not_the_list_of_that_id(home, share):
+    """Or an old roster, kept as a vault under the id of its share, would be given a fresh timestamp."""
+    old = run(home.roster, share.share)
+    share.publish(home, roster=share.roster())
+    other = Share.new()
+    for record in (old, vault(other), vault(share, signer=other.owner), os.urandom(40)):
+        try:
+            run(home.put_access_list, share.share, 0, record, [])
+        except MeshkitError as error:
+            assert error.code == "invalid_record"
+            continue
+        found = run(home.access_list, share.share)
+        assert (found.record, found.timestamp) == (record, None)
+        run(home.delete_access_list, share.share)
 
 
 @pytest.mark.parametrize("seq", [2, 5])

@@ -19,6 +19,7 @@ from service import Person, Service, refused, unb64
 from t1_metadata_contract import cluster, identity  # noqa: F401 - a fixture
 
 from meshkitfs.core.keys import SigningKey, kid_of
+from meshkitfs.core.membership import Revocations, VaultRecord, revocations_id
 from meshkitfs.core.records import Head, Timestamp, record_hash, rotate
 from meshkitfs.metadata._wire import b64, write_publication
 
@@ -969,6 +970,80 @@ def test_vaults(alice, bob, service):
     refused(bob.delete(path), 404, "path_not_found")
     assert alice.delete(path).status_code == 204
     refused(alice.delete(path), 404, "path_not_found")
+
+
+def a_list(kind, person, seq=1, before=b"", **content):
+    """A vault record or revocation list of a person's."""
+    now = int(time.time())
+    fields = {
+        "id": revocations_id(person.key.public), "seq": seq, "prev": record_hash(before) if before else b"",
+        "owner": person.key.public, "iat": now, "exp": now + 1000,
+    }  # fmt: skip
+    return kind(**fields | content).sign(person.key)
+
+
+def test_a_vault_record_brings_its_number_and_gets_a_timestamp(alice, bob):
+    vault = os.urandom(16)
+    path = f"/v1/vaults/{vault.hex()}"
+    first = a_list(VaultRecord, alice, id=vault, members=())
+    body = {"expect": 0, "record": b64(first), "members": [b64(bob.key.kid)]}
+    assert alice.put(path, body).json() == {"seq": 1}
+    shown = bob.get(path).json()
+    key = unb64(alice.get("/v1/service").json()["key"])
+    stamp = Timestamp.parse(unb64(shown["timestamp"]), {kid_of(key): key})
+    assert (stamp.share, stamp.roster) == (vault, record_hash(first))
+    # Numbers may be left out, after a restore; they never fall.
+    later = a_list(VaultRecord, alice, 5, b"x", id=vault, members=())
+    assert alice.put(path, body | {"expect": 1, "record": b64(later)}).json() == {"seq": 5}
+    again = a_list(VaultRecord, alice, 5, b"y", id=vault, members=())
+    refused(alice.put(path, body | {"expect": 5, "record": b64(again)}), 422, "invalid_record")
+    # What is none of that id, or signed by another key than it names, is kept and not vouched for.
+    for number, record in enumerate((a_list(VaultRecord, alice, 9, b"x", members=()), b"anything")):
+        assert alice.put(path, body | {"expect": 5 + number, "record": b64(record)}).json() == {
+            "seq": 6 + number
+        }
+        assert bob.get(path).json()["timestamp"] is None
+
+
+def test_whoever_was_taken_out_of_a_vault_is_told(alice, bob):
+    vault = os.urandom(16)
+    path = f"/v1/vaults/{vault.hex()}"
+    body = {
+        "expect": 0,
+        "record": b64(a_list(VaultRecord, alice, id=vault, members=())),
+        "members": [b64(bob.key.kid)],
+    }
+    assert alice.put(path, body).status_code == 200
+    ask = {"shares": [b64(vault)], "mailbox": None, "after": None, "wait": 0}
+    cursor = bob.post("/v1/changes", ask).json()["cursor"]
+    removed = a_list(VaultRecord, alice, 2, b"x", id=vault, members=())
+    assert alice.put(path, body | {"expect": 1, "record": b64(removed), "members": []}).json() == {"seq": 2}
+    refused(bob.get(path), 404, "path_not_found")
+    told = bob.post("/v1/changes", ask | {"after": cursor, "wait": 20}).json()
+    assert told["shares"] == [b64(vault)]
+    assert alice.delete(path).status_code == 204
+    told = bob.post("/v1/changes", ask | {"after": told["cursor"], "wait": 20}).json()
+    assert told["shares"] == [b64(vault)]
+
+
+def test_a_revocation_list_is_everybodys_to_read_and_its_issuers_to_write(alice, bob, service):
+    carol = Person(f"carol{next(NAMES)}", service).join()
+    list_id = revocations_id(alice.key.public)
+    path = f"/v1/vaults/{list_id.hex()}"
+    # Somebody has put something else there first; the issuer's own list takes the place of it.
+    squat = {"expect": 0, "record": b64(b"mine"), "members": []}
+    assert bob.put(path, squat).json() == {"seq": 1}
+    mine = a_list(Revocations, alice, tokens=(b"t" * 16,))
+    body = {"expect": 0, "record": b64(mine), "members": []}
+    refused(bob.put(path, body | {"expect": 0}), 409, "head_conflict")
+    refused(carol.put(path, body), 403, "metadata_forbidden")  # properly signed, and not hers to publish
+    assert alice.put(path, body).json() == {"seq": 1}
+    for person in (alice, bob, carol):
+        shown = person.get(path).json()
+        assert (unb64(shown["record"]), shown["owner"]) == (mine, alice.handle)
+        assert shown["timestamp"] is not None
+    refused(bob.put(path, squat | {"expect": 1}), 403, "metadata_forbidden")
+    refused(bob.delete(path), 404, "path_not_found")
 
 
 def test_capabilities(alice, bob, service):

@@ -93,13 +93,16 @@ COMMANDS = dict(leaves(build_parser()))
 
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
-        "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
+        "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",
         "identity show", "identity create", "identity publish", "identity rotate",
         "contacts list", "contacts add", "contacts verify",
         "policy create", "policy list", "policy show", "policy test", "policy edit", "policy delete",
+        "vault create", "vault list", "vault show", "vault add", "vault remove", "vault delete",
+        "capability issue", "capability narrow", "capability list", "capability inspect", "capability add",
+        "capability remove", "capability revoke",
         "prune", "gc", "verify", "repair", "providers test",
         "serve", "serve-invite",
     }  # fmt: skip
@@ -206,6 +209,13 @@ def test_an_option_before_the_command_is_not_undone_by_its_default_after_it(tmp_
 # -- what a command asks for ------------------------------------------------------------------------------
 
 PEOPLE = {"handle": "bob", "fingerprint": "ABCD-EFGH", "trust": "pinned", "first_seen": 0}
+VAULT = {
+    "name": "team", "id": "0f" * 16, "vault": "0f@did:key:z6Mka", "seq": 3, "valid_until": 1, "members": ["bob", "carol"],
+}  # fmt: skip
+TOKEN = {
+    "id": "4f0c", "token": "91ab", "name": "editors", "issuer": "did:key:z6Mka", "holder": "did:key:z6Mkb",
+    "rights": ["list", "read"], "share": None, "expires": 1, "blocks": 1,
+}  # fmt: skip
 REENCRYPTED = {
     "share": "first", "files": 3, "directories": 2, "blocks": 12, "bytes": 2 << 20, "skipped": 0, "epoch": 2,
     "version": 9, "complete": True, "unreadable": [],
@@ -356,6 +366,124 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
             {"letters": [{"id": "4f", "from": "alice", "name": "x", "kind": "file", "rights": ["read"]}]},
             "4f  alice (unverified)  x     file  read    -        no",
         ),
+        (["vault", "create", "team"], "vault.create", {"name": "team"}, VAULT, "Created the vault team."),
+        (["vault", "list"], "vault.list", {}, {"vaults": []}, "There are no vaults."),
+        (["vault", "list"], "vault.list", {}, {"vaults": [VAULT]}, "team  2 members  3"),
+        (["vault", "show", "team"], "vault.show", {"name": "team"}, VAULT, "bob, carol"),
+        (
+            ["vault", "add", "team", "bob"],
+            "vault.add",
+            {"name": "team", "member": "bob"},
+            VAULT,
+            "bob is in team.",
+        ),
+        (
+            ["vault", "remove", "team", "bob"],
+            "vault.remove",
+            {"name": "team", "member": "bob"},
+            VAULT | {"bound_seconds": 61.0},
+            "what is open ends within 1m",
+        ),
+        (
+            ["vault", "delete", "team"],
+            "vault.delete",
+            {"name": "team"},
+            {"name": "team", "bound_seconds": 1.0},
+            "opens for nobody",
+        ),
+        (
+            [
+                "capability",
+                "issue",
+                "editors",
+                "bob",
+                "--rights",
+                "write",
+                "--expires",
+                "2d",
+                "--share",
+                "first",
+            ],
+            "capability.issue",
+            {
+                "name": "editors",
+                "recipient": "bob",
+                "rights": ["write"],
+                "expires": "2d",
+                "share": "first",
+                "send": True,
+            },
+            TOKEN,
+            "Sent a token to bob.",
+        ),
+        (
+            ["capability", "narrow", "4f0c", "carol", "--out", "-"],
+            "capability.narrow",
+            {
+                "capability": "4f0c",
+                "recipient": "carol",
+                "rights": None,
+                "expires": None,
+                "share": None,
+                "send": False,
+            },
+            TOKEN | {"text": "meshkit-capability1:AAAA"},
+            "meshkit-capability1:AAAA\n",
+        ),
+        (
+            ["capability", "list"],
+            "capability.list",
+            {},
+            {"held": [], "issued": [], "received": 0},
+            "There are no capability tokens.",
+        ),
+        (
+            ["capability", "list"],
+            "capability.list",
+            {},
+            {
+                "held": [TOKEN],
+                "issued": [
+                    {
+                        "token": "91ab",
+                        "name": "x",
+                        "recipient": "bob",
+                        "rights": ["read"],
+                        "expires": 1,
+                        "revoked": 2,
+                    }
+                ],
+                "received": 1,
+            },
+            "91ab   x",
+        ),
+        (
+            ["capability", "inspect", "4f0c"],
+            "capability.inspect",
+            {"capability": "4f0c"},
+            TOKEN
+            | {
+                "mine": True,
+                "chain": [
+                    {"rights": ["read"], "share": None, "expires": 1, "made": 1, "holder": "did:key:z6Mkb"}
+                ],
+            },
+            "did:key:z6Mkb",
+        ),
+        (
+            ["capability", "remove", "4f0c"],
+            "capability.remove",
+            {"capability": "4f0c"},
+            TOKEN,
+            "Forgot the token 4f0c of editors.",
+        ),
+        (
+            ["capability", "revoke", "91ab"],
+            "capability.revoke",
+            {"token": "91ab"},
+            {"token": "91ab", "bound_seconds": 1.0},
+            "Revoked 91ab, and whatever was made from it.",
+        ),
         (["inbox"], "inbox.list", {}, {"letters": []}, "There are no invitations."),
         (
             ["accept", "4f"],
@@ -484,6 +612,30 @@ def test_a_command_is_one_call_and_shows_its_result(run, daemon, arguments, meth
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     assert json.loads(out) == answer
+
+
+def test_a_token_goes_into_a_new_file_and_comes_from_one(run, daemon, tmp_path):
+    place = tmp_path / "for bob"
+    daemon.service.answers["capability.issue"] = TOKEN | {"text": "meshkit-capability1:AAAA"}
+    code, out, err = run("capability", "issue", "editors", "bob", "--out", str(place), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == TOKEN | {"file": str(place)}
+    assert (place.read_text(), place.stat().st_mode & 0o777) == ("meshkit-capability1:AAAA\n", 0o600)
+    code, _, err = run("capability", "issue", "editors", "bob", "--out", str(place))
+    assert (code, "File exists" in err) == (2, True)
+    daemon.service.answers["capability.issue"] = MeshkitError("contact_unknown", "bob")
+    code, _, _ = run("capability", "issue", "editors", "bob", "--out", str(tmp_path / "other"))
+    assert (code, (tmp_path / "other").exists()) == (2, False)
+    daemon.service.answers |= {
+        "capability.add": TOKEN,
+        "capability.inspect": TOKEN | {"mine": False, "chain": []},
+    }
+    assert run("capability", "add", str(place))[0] == 0
+    assert daemon.service.calls[-1] == ("capability.add", {"text": place.read_text()})
+    assert run("capability", "inspect", str(place))[0] == 0
+    assert daemon.service.calls[-1] == ("capability.inspect", {"text": place.read_text()})
+    code, _, err = run("capability", "add", str(tmp_path / "nothing"))
+    assert (code, "No such file" in err) == (2, True)
 
 
 def test_revoking_and_rewriting_are_two_calls_and_one_result(run, daemon):

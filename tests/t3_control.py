@@ -656,7 +656,7 @@ def test_the_program_is_run_again_with_the_allocator_settings_once():
 
 
 def test_no_core_dump_can_be_written():
-    script = "import resource; from meshkitfs.daemon import background; background.forbid_core_dumps(); "
+    script = "import resource; from meshkitfs.daemon import hygiene; hygiene.harden(); "
     script += "print(resource.getrlimit(resource.RLIMIT_CORE))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout == "(0, 0)\n"

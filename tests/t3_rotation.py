@@ -25,6 +25,7 @@ from meshkitfs.core.identity_record import rotate as successor
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Head, Retention, Roster, Timestamp, record_hash
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.locking import Lock
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import TABLE, MeshkitError
 from meshkitfs.identity import _signers
@@ -217,7 +218,7 @@ def test_owner_and_member_rotate_and_go_on(anywhere):
         device.world.run(device.share().history.refresh, past)
         assert device.share().history.versions[0].epoch == 1
         older = past._older(1)
-        assert len(older) == 32
+        assert len(older.view) == 32
     alice.world.run(alice.session.book.revoke, alice.share(), "bob")
     refused(bob, "share_revoked")
 
@@ -272,6 +273,23 @@ def test_the_file_of_an_identity_with_a_past(pair):
         assert repr(key.seed)[2:-1] not in shown
     stranger = dataclasses.replace(now, pending=now.pending._replace(signing=SigningKey.generate()))
     fails("identity_corrupt", ids.open_identity, ids.seal_identity(stranger, wrapping), wrapping)
+
+
+def test_locking_takes_the_old_keys_too_and_unlocking_brings_them_back(pair):
+    alice, bob = pair
+    rotate(alice)
+    lock = Lock(bob.session)
+    rotate(bob)
+    keys = (*me(bob).signing_keys, *me(bob).encryption_keys)
+    bob.world.run(lock.lock)
+    for key in keys:
+        fails("identity_locked", lambda key=key: key.seed)
+    fails("identity_locked", rotate, bob)
+    bob.world.run(lock.unlock)
+    assert [key.seed for key in keys]
+    opened(bob)
+    rotate(bob)
+    opened(bob)
 
 
 def test_a_verified_contact_stays_verified(pair):

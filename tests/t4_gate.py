@@ -28,7 +28,7 @@ from meshkitfs.core import cose, hpke
 from meshkitfs.core._unwrap import open_capsule
 from meshkitfs.core.capsule import capsule_info
 from meshkitfs.core.cid import parse_cid
-from meshkitfs.core.keys import EncryptionKey, SigningKey, ver_key
+from meshkitfs.core.keys import EncryptionKey, SigningKey, did_key, ver_key
 from meshkitfs.core.records import Capsule, Head, Roster, make_capsule, record_hash
 from meshkitfs.errors import TABLE, MeshkitError, exit_code_for
 from meshkitfs.identity import load_identity
@@ -39,6 +39,8 @@ pytestmark = needs_fuse
 CAPSULE = "mk/cap@1"
 NUMBER = re.compile(r"\d+")
 PLAIN = b"the plaintext of a file of alice's "
+# The key of a vault and of a capability that nobody here has anything of.
+NOBODYS = did_key(SigningKey.from_seed(b"\x0f" * 32).public)
 
 
 # == who takes part ==================================================================================
@@ -483,8 +485,8 @@ def test_refused_before_the_key(scene, spoil, code, step):
 @pytest.mark.parametrize(
     ("terms", "code", "step"),
     [
-        ({"vault": "team"}, "vault_membership_required", "vault"),
-        ({"capability": "token-1"}, "capability_required", "capability"),
+        ({"vault": f"{'0f' * 16}@{NOBODYS}"}, "vault_membership_required", "vault"),
+        ({"capability": f"editors@{NOBODYS}"}, "capability_required", "capability"),
     ],
 )
 def test_conditions_that_nobody_here_can_meet(scene, terms, code, step):
@@ -1124,7 +1126,7 @@ ELSEWHERE = {
     "policy_exists": "t3_policies.py",
     "policy_invalid": "t3_policies.py, t4_policies.py",
     "policy_in_use": "t3_policies.py, t4_policies.py",
-    "capability_denied": "no capability tokens yet: a grant that asks for one is capability_required",
+    "capability_denied": "t4_conditions.py",
     "provider_http_error": "needs a byte store that speaks HTTP: t1_s3.py, t1_ipfs.py",
     "metadata_unavailable": "the gate makes it freshness_unproven; for commands: t1_metadata_contract.py",
     "metadata_unauthorized": "the gate makes it freshness_unproven; t3_http_home.py, signatures: t0_wire.py",
@@ -1151,6 +1153,9 @@ ELSEWHERE = {
     "invalid_name": "t4_sharing.py",
     "invalid_cid": "t0_codecs.py",
     "letter_not_found": "t4_sharing.py",
+    "vault_not_found": "t3_conditions.py",
+    "vault_exists": "t3_conditions.py",
+    "capability_not_found": "t3_conditions.py",
     "path_not_found": "t4_sharing.py",
     "gc_unsafe": "t3_keeping.py",
     "verify_failed": "t3_verify.py, t4_keeping.py",

@@ -31,7 +31,7 @@ from ._output import printable, size, table
 if TYPE_CHECKING:
     from ..providers import ProviderSpec
 
-__all__ = ["Check", "doctor"]
+__all__ = ["Check", "doctor", "examine_all"]
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _MINIMUM = (3, 11)
@@ -58,8 +58,7 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
     if args.trust_service:
         key = context.call("metadata.trust_key", {})["key"]
         checks.append(Check("service key", OK, f"this home takes {key[:16]} for the service's from now on"))
-    for examine in (_python, _kernel, _fuse, _key_vaults, _home, _stores, _daemon, _mountpoint):
-        checks += _guarded(examine, context)
+    checks += examine_all(context)
     good = all(check.status != FAIL for check in checks)
     rows = [(_MARKS.get(check.status, check.status), check.name, check.detail) for check in checks]
     lines = table(("", "check", "finding"), rows)
@@ -71,6 +70,14 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
         {"ok": good, "version": __version__, "checks": [asdict(check) for check in checks]}, lines
     )
     return 0 if good else 1
+
+
+def examine_all(context: Context) -> list[Check]:
+    """Make every check. Never raises."""
+    checks: list[Check] = []
+    for examine in (_python, _kernel, _fuse, _key_vaults, _home, _stores, _daemon, _mountpoint):
+        checks += _guarded(examine, context)
+    return checks
 
 
 _MARKS = {OK: "ok", INFO: "info", WARN: "WARN", FAIL: "FAIL"}

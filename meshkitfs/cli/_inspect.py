@@ -31,14 +31,18 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             ("home", context.home.root),
             ("mounted at", data.get("mountpoint") or "(not mounted)"),
             ("daemon", f"process {data['pid']}" if data.get("mountpoint") and data.get("pid") else None),
+            ("locked", f"since {ago(since)}: run 'meshkitfs unlock'" if (since := _locked(data)) else None),
             ("byte store", data.get("provider")),
             ("unsent", _unsent(pending)),
-            ("oldest unsent", ago(min(since)) if (since := _since(data)) else None),
+            ("oldest unsent", ago(min(times)) if (times := _since(data)) else None),
             ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
         ]
     )
     shares = data.get("shares") or []
-    lines += ["", *table(SHARE_HEADINGS, share_rows(shares))] if shares else ["", "There are no shares."]
+    if shares:
+        lines += ["", *table(SHARE_HEADINGS, share_rows(shares))]
+    elif not data.get("locked"):
+        lines += ["", "There are no shares."]
     left = data.get("left") or []
     if left:
         lines += ["", *left_lines(left)]
@@ -117,6 +121,10 @@ def left_lines(left: list[dict[str, Any]]) -> list[str]:
             name = printable(item.get("share", "?"))
             lines.append(f"  {name}  {state}{amount}{arrived}{since}{printable(reason)}")
     return lines
+
+
+def _locked(data: Mapping[str, Any]) -> int:
+    return int((data.get("locked") or {}).get("since") or 0)
 
 
 def _since(data: Mapping[str, Any]) -> list[int]:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from ..daemon import logs
-from ..daemon.background import forbid_core_dumps
 from ..daemon.failures import as_error
 from ..daemon.home import Home
+from ..daemon.hygiene import harden
 from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._output import Output
@@ -59,7 +59,7 @@ def _run(arguments: list[str], out: Output) -> int:
         parser.print_help(sys.stderr)
         return _USAGE
     args = parser.parse_args(arguments)
-    forbid_core_dumps()
+    harden()
     context = Context(
         home=Home.locate(getattr(args, "home", None), getattr(args, "config", None)),
         out=out,

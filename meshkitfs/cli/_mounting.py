@@ -47,6 +47,8 @@ def mount(context: Context, args: argparse.Namespace) -> int:
     if info is None:
         info = _start(context, args, place)
         text = f"Mounted at {printable(place)}. Unmount with 'meshkitfs umount'."
+        if info.get("locked"):
+            text += " It is locked: run 'meshkitfs unlock'."
     else:
         text = f"It is mounted at {printable(place)} already."
     context.out.result({**info, "mountpoint": place}, [text])
@@ -54,8 +56,8 @@ def mount(context: Context, args: argparse.Namespace) -> int:
 
 
 def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
-    secret = _passphrase(context)
-    options = config.MountOptions(args.nonempty, args.read_only, args.fsync)
+    secret = None if args.locked else _passphrase(context)
+    options = config.MountOptions(args.nonempty, args.read_only, args.fsync, args.locked)
     try:
         return background.start(context.home, Path(place), options, secret)
     except MeshkitError as error:
@@ -93,13 +95,14 @@ def _foreground(context: Context, args: argparse.Namespace) -> int:
             return 0
 
         def on_ready(info: dict[str, Any] | None = None) -> None:
+            context.passphrase.forget()
             pipe.ready({"mountpoint": place, **(info or {})})
             if not in_background:
                 context.out.note(f"Mounted at {printable(place)}. Ctrl-C unmounts it.")
 
         from ..daemon.run import run_mount
 
-        options = config.MountOptions(args.nonempty, args.read_only, args.fsync)
+        options = config.MountOptions(args.nonempty, args.read_only, args.fsync, args.locked)
         with _held(home):
             logs.setup(home.log_file, stderr=not in_background)
             client.run_async(partial(run_mount, home, Path(place), options, context.passphrase, on_ready))

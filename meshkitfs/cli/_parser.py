@@ -11,12 +11,15 @@ from typing import Any, Final, NoReturn
 from .. import __version__
 from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
-from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers, _shares
+from . import _doctor, _history, _init, _inspect, _locking, _mounting, _people, _providers, _shares
+from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
 from ._policies import policy_commands
 from ._serve import serve_commands
+from ._support import support_commands
+from ._vaults import vault_commands
 
 __all__ = ["UsageError", "build_parser"]
 
@@ -86,9 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
     _mount_commands(add)
     _share_commands(add)
     policy_commands(add)
+    vault_commands(add)
+    capability_commands(add, _rights)
     _past_commands(add)
     _people_commands(add)
     _look_commands(add)
+    support_commands(add)
     keeping_commands(add)
     serve_commands(add)
     return parser
@@ -214,6 +220,9 @@ def _mount_commands(add: _Adder) -> None:
         help="when fsync returns: stored and published, or already durable on this device "
         "(default: as configured)",
     )
+    mount.add_argument(
+        "--locked", action="store_true", help="come up locked, asking nobody for the key: see unlock"
+    )
     mount.add_argument("--ready-fd", type=_descriptor, help=argparse.SUPPRESS)
 
     umount = add.command(
@@ -230,6 +239,22 @@ def _mount_commands(add: _Adder) -> None:
     )
     umount.add_argument("--if-needed", action="store_true", help="succeed if nothing is mounted")
     _timeout(umount, "how long to try to publish")
+
+    add.command(
+        "lock",
+        _locking.lock,
+        "close the mounted home without unmounting it",
+        "Save what is not saved, wipe the keys from memory and have everything in the mount answer\n"
+        "'permission denied' (identity_locked), open files included, until 'meshkitfs unlock'.",
+        "meshkitfs lock",
+    )
+    add.command(
+        "unlock",
+        _locking.unlock,
+        "open a locked home again",
+        "Ask the key vault for the key again (the passphrase, or the keyring). What was open goes on.",
+        "meshkitfs unlock",
+    )
 
 
 def _share_commands(add: _Adder) -> None:
@@ -262,8 +287,8 @@ def _share_commands(add: _Adder) -> None:
     grant.add_argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 2w or a date such as 2026-12-31")
     grant.add_argument("--snapshot", action="store_true", help="exactly the version of now, not later ones")
     grant.add_argument("--policy", metavar="ID", help="demand a yes of this policy at every open")
-    grant.add_argument("--vault", metavar="ID", help="demand membership of this vault")
-    grant.add_argument("--capability", metavar="ID", help="demand this capability")
+    grant.add_argument("--vault", metavar="NAME", help="demand membership of this vault (see vault create)")
+    grant.add_argument("--capability", metavar="NAME", help="demand a token of it (see capability issue)")
     revoke = share.command(
         "revoke",
         _shares.revoke,

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from ..core.secret_memory import wipe, wipe_text
 from ..errors import MeshkitError
 
 __all__ = ["FILE_VARIABLE", "PassphraseSource"]
@@ -33,6 +34,12 @@ class PassphraseSource:
     def __repr__(self) -> str:
         return "PassphraseSource(...)"
 
+    def forget(self) -> None:
+        """Wipe the answer: a process that lives on does not keep it."""
+        if self._answer is not None:
+            wipe_text(self._answer)
+        self._answer = None
+
     def __call__(self, prompt: str) -> str:
         """Return the passphrase; a person who sets a new one types it twice.
 
@@ -53,16 +60,23 @@ class PassphraseSource:
 
 
 def _from_descriptor(descriptor: int) -> str:
-    data = b""
+    data = bytearray(_MAX_BYTES + 1)
+    size = 0
     try:
-        while b"\n" not in data and (chunk := os.read(descriptor, _MAX_BYTES)):
-            data += chunk
-            if len(data) > _MAX_BYTES:
-                raise MeshkitError("invalid_argument", f"the passphrase is longer than {_MAX_BYTES} bytes")
+        with memoryview(data) as view:
+            # Into a buffer that can be wiped, and no further than the line goes.
+            while data.find(b"\n", 0, size) < 0 and (got := os.readv(descriptor, [view[size:]])):
+                size += got
+                if size > _MAX_BYTES:
+                    raise MeshkitError(
+                        "invalid_argument", f"the passphrase is longer than {_MAX_BYTES} bytes"
+                    )
         os.close(descriptor)
+        return _first_line(data, size)
     except OSError as error:
         raise MeshkitError("invalid_argument", f"--passphrase-fd {descriptor}: {error.strerror}") from None
-    return _first_line(data)
+    finally:
+        wipe(data)
 
 
 def _from_file(path: str) -> str:
@@ -74,7 +88,11 @@ def _from_file(path: str) -> str:
                 raise MeshkitError(
                     "invalid_config", f"{FILE_VARIABLE}: {path} must be a file of yours with mode 0600"
                 )
-            return _first_line(file.read(_MAX_BYTES))
+            data = bytearray(file.read(_MAX_BYTES))
+            try:
+                return _first_line(data, len(data))
+            finally:
+                wipe(data)
     except OSError as error:
         raise MeshkitError("invalid_config", f"{FILE_VARIABLE}: {path}: {error.strerror}") from None
 
@@ -100,5 +118,10 @@ def _from_terminal(prompt: str) -> str:
     return ""
 
 
-def _first_line(data: bytes) -> str:
-    return data.partition(b"\n")[0].removesuffix(b"\r").decode("utf-8", "surrogateescape")
+def _first_line(data: bytearray, size: int) -> str:
+    end = data.find(b"\n", 0, size)
+    line = bytearray(memoryview(data)[: size if end < 0 else end])
+    try:
+        return line.removesuffix(b"\r").decode("utf-8", "surrogateescape")
+    finally:
+        wipe(line)

@@ -7,6 +7,7 @@ import hmac
 from meshkitfs.core import hpke
 from meshkitfs.core.capsule import WRAP_SIZE, Capsule
 from meshkitfs.core.keys import EncryptionKey, key_commit
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 
 __all__ = ["hpke_open", "open_capsule"]
@@ -20,7 +21,7 @@ def hpke_open(wrap: bytes, key: EncryptionKey, info: bytes) -> bytes:
 
 
 def open_capsule(capsule: Capsule, key: EncryptionKey) -> bytes:
-    """Return the 32-byte key that ``capsule`` grants to the holder of ``key``.
+    """Return the 32-byte key that ``capsule`` grants to the holder of ``key``; the caller wipes it.
 
     To be called only after every other check has passed. Raises MeshkitError ``recipient_not_authorized``
     if it is addressed to somebody else, ``key_unwrap_failed`` if it does not open or its key is not the one
@@ -30,5 +31,6 @@ def open_capsule(capsule: Capsule, key: EncryptionKey) -> bytes:
         raise MeshkitError("recipient_not_authorized", "the capsule is addressed to another key")
     raw = hpke_open(capsule.wrap, key, capsule.info)
     if not hmac.compare_digest(key_commit(raw, capsule.oid, capsule.epoch, capsule.ver), capsule.kc):
+        wipe(raw)
         raise MeshkitError("key_unwrap_failed", "the key is not the one the capsule commits to")
     return raw

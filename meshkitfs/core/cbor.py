@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import cbor2
 
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 
 __all__ = ["MAX_DEPTH", "MAX_INT", "MAX_RECORD", "decode", "encode", "encode_uint", "load_plain"]
@@ -88,20 +89,29 @@ def load_plain(data: bytes) -> Any:
         raise MeshkitError("invalid_record", f"not CBOR of this format: {type(error).__name__}") from None
 
 
-def decode(data: bytes | bytearray | memoryview, *, limit: int = MAX_RECORD) -> Any:
+def decode(data: bytes | bytearray | memoryview, *, limit: int = MAX_RECORD, secret: bool = False) -> Any:
     """Return the value that ``data`` encodes, if it is its one encoding and at most ``limit`` bytes long.
 
     Raises MeshkitError ``invalid_record`` for anything else: duplicate or unsorted keys, non-minimal
     integers or lengths, indefinite lengths, tags, floats, trailing bytes, depth above `MAX_DEPTH`.
+
+    With ``secret`` the copies made on the way, and ``data`` itself, are wiped.
     """
     if len(data) > limit:
         raise MeshkitError("invalid_record", f"{len(data)} bytes, the limit is {limit}")
     raw = bytes(data)
-    value = load_plain(raw)
-    _lint(value)
-    if cbor2.dumps(value, canonical=True) != raw:
-        raise MeshkitError("invalid_record", "not in canonical form")
-    return value
+    again = b""
+    try:
+        value = load_plain(raw)
+        _lint(value)
+        again = cbor2.dumps(value, canonical=True)
+        if again != raw:
+            raise MeshkitError("invalid_record", "not in canonical form")
+        return value
+    finally:
+        if secret:
+            for copy in (data, raw, again):
+                wipe(copy)
 
 
 def encode_uint(value: int) -> bytes:

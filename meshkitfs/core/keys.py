@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from meshkitfs.core.secret_memory import SecretBytes, wipe
 from meshkitfs.errors import MeshkitError
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "fingerprint",
     "key_commit",
     "kid_of",
+    "public_of_did",
     "ver_key",
 ]
 
@@ -103,12 +105,16 @@ def _load_xwing(raw: bytes) -> MLKEM768X25519PublicKey:
 
 @final
 class SigningKey:
-    """An Ed25519 private key: ``public`` is 32 bytes, ``kid`` 16; ``seed`` is secret and never printed."""
+    """An Ed25519 private key: ``public`` is 32 bytes, ``kid`` 16; ``seed`` is secret and never printed.
+
+    After `lock` only the public half is left, and `sign` and `seed` raise ``identity_locked`` until `unlock`.
+    """
 
     __slots__ = ("_key", "kid", "public")
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
+        # OpenSSL keeps the seed in memory of its own, and cleans that when the object is freed.
+        self._key: Ed25519PrivateKey | None = key
         self.public = key.public_key().public_bytes_raw()
         self.kid = kid_of(self.public)
 
@@ -125,11 +131,27 @@ class SigningKey:
     @property
     def seed(self) -> bytes:
         """The 32 secret bytes this key comes from; for sealing an identity, nothing else."""
-        return self._key.private_bytes_raw()
+        return self._private().private_bytes_raw()
+
+    def _private(self) -> Ed25519PrivateKey:
+        key = self._key
+        if key is None:
+            raise MeshkitError("identity_locked")
+        return key
 
     def sign(self, data: bytes) -> bytes:
         """Return the 64-byte signature over ``data``."""
-        return self._key.sign(data)
+        return self._private().sign(data)
+
+    def lock(self) -> None:
+        """Forget the private half."""
+        self._key = None
+
+    def unlock(self, other: SigningKey) -> None:
+        """Take the private half of ``other``, which is this very key. Raises ValueError for another one."""
+        if other.public != self.public:
+            raise ValueError("another key")
+        self._key = other._private()
 
     def __reduce_ex__(self, protocol: object) -> str:
         raise TypeError("a SigningKey cannot be copied or pickled")
@@ -140,18 +162,25 @@ class SigningKey:
 
 @final
 class EncryptionKey:
-    """An X-Wing (ML-KEM-768, X25519) private key: ``public`` is 1216 bytes, ``seed`` the 32-byte secret."""
+    """An X-Wing (ML-KEM-768, X25519) private key: ``public`` is 1216 bytes, ``seed`` the 32-byte secret.
 
-    __slots__ = ("hpke", "kid", "public", "seed")
+    After `lock` only the public half is left, and `hpke` and `seed` raise ``identity_locked`` until `unlock`.
+    """
+
+    __slots__ = ("_hpke", "_seed", "kid", "public")
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != 32:
             raise ValueError("an X-Wing seed has 32 bytes")
         expanded = hashlib.shake_256(seed).digest(96)
-        mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
-        x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
-        self.seed = seed
-        self.hpke = MLKEM768X25519PrivateKey(mlkem, x25519)
+        parts = memoryview(expanded)
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(parts[:64])
+        x25519 = X25519PrivateKey.from_private_bytes(parts[64:])
+        parts.release()
+        wipe(expanded)
+        # A copy in memory of our own is made here, and wiped with it; whose ``seed`` is, wipes it.
+        self._seed: SecretBytes | None = SecretBytes(bytearray(seed))
+        self._hpke: MLKEM768X25519PrivateKey | None = MLKEM768X25519PrivateKey(mlkem, x25519)
         self.public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
         self.kid = kid_of(self.public)
 
@@ -164,6 +193,34 @@ class EncryptionKey:
     def from_seed(cls, seed: bytes) -> EncryptionKey:
         """Return the key of a 32-byte seed (X-Wing expansion: SHAKE-256 to 96 bytes)."""
         return cls(seed)
+
+    @property
+    def hpke(self) -> MLKEM768X25519PrivateKey:
+        """The key as the HPKE library takes it."""
+        key = self._hpke
+        if key is None:
+            raise MeshkitError("identity_locked")
+        return key
+
+    @property
+    def seed(self) -> bytes:
+        """The 32 secret bytes this key comes from; for sealing an identity, nothing else."""
+        if self._seed is None:
+            raise MeshkitError("identity_locked")
+        return bytes(self._seed.view)
+
+    def lock(self) -> None:
+        """Forget the private half."""
+        self._hpke = None
+        if self._seed is not None:
+            self._seed.wipe()
+            self._seed = None
+
+    def unlock(self, other: EncryptionKey) -> None:
+        """Take the private half of ``other``, which is this very key. Raises ValueError for another one."""
+        if other.public != self.public:
+            raise ValueError("another key")
+        self._hpke, self._seed = other._hpke, other._seed
 
     def __reduce_ex__(self, protocol: object) -> str:
         raise TypeError("an EncryptionKey cannot be copied or pickled")
@@ -183,17 +240,31 @@ def did_key(public: bytes) -> str:
     return "did:key:z" + "".join(reversed(digits))
 
 
+def public_of_did(text: str) -> bytes:
+    """Return the 32-byte Ed25519 public key of a ``did:key:z6Mk...``. Raises ``invalid_record``."""
+    encoded = text.removeprefix("did:key:z")
+    number = 0
+    if encoded == text or len(encoded) > 64 or not set(encoded) <= set(_B58):
+        raise MeshkitError("invalid_record", "not the did:key of an Ed25519 key")
+    for digit in encoded:
+        number = number * 58 + _B58.index(digit)
+    raw = number.to_bytes(48, "big")[-34:]
+    if raw[:2] != b"\xed\x01" or did_key(raw[2:]) != text:
+        raise MeshkitError("invalid_record", "not the did:key of an Ed25519 key")
+    return raw[2:]
+
+
 def fingerprint(public: bytes) -> str:
     """Return what two people compare: 120 bits as six groups of four base32 characters."""
     text = base64.b32encode(hashlib.sha256(b"mk/fp@1" + public).digest()[:15]).decode("ascii")
     return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
 
 
-def ver_key(ek: bytes, oid: bytes, epoch: int, ver: int) -> bytes:
+def ver_key(ek: bytes | memoryview, oid: bytes, epoch: int, ver: int) -> bytes:
     """Return the 32-byte key of a share's root manifest at one version, from the share's epoch key."""
     return HKDFExpand(SHA256(), 32, b"mk/vk@1\0" + oid + struct.pack(">QQ", epoch, ver)).derive(ek)
 
 
-def key_commit(key: bytes, oid: bytes, epoch: int, ver: int) -> bytes:
+def key_commit(key: bytes | memoryview, oid: bytes, epoch: int, ver: int) -> bytes:
     """Return the 32 bytes by which a capsule promises its key (``ver`` is 0 for a live grant)."""
     return HKDFExpand(SHA256(), 32, b"mk/kc@1\0" + oid + struct.pack(">QQ", epoch, ver)).derive(key)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from .config import MountOptions
 from .home import Home
 from .logs import redact
 
-__all__ = ["ReadyPipe", "forbid_core_dumps", "start", "tune_allocator"]
+__all__ = ["ReadyPipe", "start", "tune_allocator"]
 
 READY_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 10.0
@@ -138,11 +137,6 @@ def tune_allocator() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_ALLOCATOR})  # noqa: S606
 
 
-def forbid_core_dumps() -> None:
-    """See to it that a crash of this process does not write its memory, keys included, to a disk."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def _command(home: Home, point: Path, options: MountOptions, ready: int, secret: int | None) -> Sequence[str]:
     # -P: the directory of whoever runs the command must not be searched for modules.
     command = [sys.executable, "-P", "-m", "meshkitfs", "--home", str(home.root)]
@@ -155,6 +149,8 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command.append("--read-only")
     if options.fsync is not None:
         command += ["--fsync", options.fsync]
+    if options.locked:
+        command.append("--locked")
     return [*command, "--", str(point)]
 
 

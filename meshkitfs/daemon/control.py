@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import trio
 
+from ..core.secret_memory import wipe
 from ..errors import MeshkitError
 from .failures import as_error
 from .home import Home
@@ -135,6 +136,7 @@ class _Server:
             return
         try:
             number, method, params = _parse(line)
+            wipe(line)  # it may be an 'unlock', with its key
         except MeshkitError as error:
             await _send(stream, {"id": None, "error": error.as_dict()})
             return
@@ -220,7 +222,11 @@ async def _read_line(stream: trio.SocketStream) -> bytes:
         if not chunk or len(data) + len(chunk) > MAX_REQUEST:
             return b""
         data += chunk
-    return bytes(data[: data.index(b"\n")])
+        wipe(chunk)
+    with memoryview(data) as whole, whole[: data.index(b"\n")] as line:
+        found = bytes(line)
+    wipe(data)
+    return found
 
 
 def _parse(line: bytes) -> tuple[int, str, dict[str, Any]]:

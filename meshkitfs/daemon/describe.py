@@ -7,18 +7,32 @@ import os
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.entries import FILE
-from meshkitfs.daemon.session import Session
+from meshkitfs.daemon.session import Incident, Session
 from meshkitfs.errors import TABLE
 from meshkitfs.identity import Contact
 from meshkitfs.metadata import HttpMetadata
 from meshkitfs.shares import DirNode, Invitation, Share
 from meshkitfs.state import Member
 
-__all__ = ["errors_text", "invitation", "left", "member", "pending", "share", "status", "status_json"]
+if TYPE_CHECKING:
+    from meshkitfs.daemon.locking import Lock
+
+__all__ = [
+    "Incident",
+    "errors_text",
+    "incident_text",
+    "invitation",
+    "left",
+    "member",
+    "pending",
+    "share",
+    "status",
+    "status_json",
+]
 
 
 def share(item: Share) -> dict[str, Any]:
@@ -145,24 +159,25 @@ def left(session: Session) -> list[dict[str, Any]]:
     return found
 
 
-def status(session: Session) -> dict[str, Any]:
+def status(session: Session, lock: Lock) -> dict[str, Any]:
     """Describe the whole home: identity, shares, what waits, what went wrong, and what it has cost."""
     reader = session.services.reader
     return {
         "identity": session.identity.handle,
+        "locked": lock.status(),
         "pid": os.getpid(),
         "key_vault": session.vault_report.as_dict() if session.vault_report is not None else None,
         "provider": session.store.name,
         "sources": [asdict(source) for source in session.store.sources()],
         "metadata": _metadata(session),
         "shares": [share(item) for _, item in sorted(session.book.shares.items())],
-        "pending": pending(session),
+        "pending": lock.pending(),
         "fsync": "published" if session.services.fsync_publishes else "journal",
         "spool": {
             "used": session.services.spool.used,
             "limit": session.services.budget.spool_limit,
         },
-        "left": left(session),
+        "left": lock.left(),
         "errors": [
             {"time": item.time, "path": item.path, "code": item.code, "detail": item.detail}
             for item in session.incidents
@@ -190,20 +205,20 @@ def _metadata(session: Session) -> dict[str, Any]:
     return data
 
 
-def status_json(session: Session, mounted: dict[str, Any]) -> bytes:
-    return json.dumps(status(session) | mounted, indent=2, sort_keys=True).encode() + b"\n"
+def status_json(session: Session, lock: Lock, mounted: dict[str, Any]) -> bytes:
+    return json.dumps(status(session, lock) | mounted, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def errors_text(session: Session) -> bytes:
     """Return the incidents as text for people, newest last: what, why, and what to do."""
     if not session.incidents:
         return b"Nothing was refused and nothing went wrong since this mount began.\n"
-    lines = []
-    for item in session.incidents:
-        when = datetime.fromtimestamp(item.time, UTC).isoformat().replace("+00:00", "Z")
-        reason = TABLE[item.code]
-        detail = f" ({item.detail})" if item.detail else ""
-        lines.append(
-            f"{when}  {item.path}\n    {item.code}: {reason.sentence}{detail}\n    {reason.remedy}\n"
-        )
-    return "".join(lines).encode(errors="surrogateescape")
+    return "".join(map(incident_text, session.incidents)).encode(errors="surrogateescape")
+
+
+def incident_text(item: Incident) -> str:
+    """Return one incident as text for people."""
+    when = datetime.fromtimestamp(item.time, UTC).isoformat().replace("+00:00", "Z")
+    reason = TABLE[item.code]
+    detail = f" ({item.detail})" if item.detail else ""
+    return f"{when}  {item.path}\n    {item.code}: {reason.sentence}{detail}\n    {reason.remedy}\n"

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.identity import ContactBook, Holder, prepared, publish, renewal_due, settle, standing
+from meshkitfs.identity import ContactBook, Holder, Identity, prepared, publish, renewal_due, settle, standing
 from meshkitfs.metadata import HttpMetadata, Metadata
 from meshkitfs.shares import ShareBook
 
@@ -42,12 +42,14 @@ class IdentityLife:
     def __init__(
         self,
         holder: Holder,
+        unlocked: Callable[[], Identity],
         metadata: Metadata,
         book: ShareBook,
         contacts: ContactBook,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._holder = holder
+        self._unlocked = unlocked
         self._metadata = metadata
         self._book = book
         self._contacts = contacts
@@ -63,15 +65,17 @@ class IdentityLife:
                 await self._look(first=not pause)
                 pause = LOOK_S
             except MeshkitError as error:
-                _log.warning("the identity could not be looked after: %s (%s)", error.code, error.detail)
                 pause = AGAIN_S
+                if error.code == "identity_locked":
+                    continue
+                _log.warning("the identity could not be looked after: %s (%s)", error.code, error.detail)
             except Exception:
                 _log.exception("looking after the identity failed in a way nobody foresaw")
                 pause = LOOK_S
 
     async def _look(self, *, first: bool) -> None:
         async with self._turn:
-            me = self._holder.identity
+            me = self._unlocked()
             if me.pending is None and renewal_due(me, int(self._wall())):
                 await self._holder.replace(prepared(me, int(self._wall())))
             await self._settle()
@@ -88,7 +92,7 @@ class IdentityLife:
         home raises; calling it again then goes on.
         """
         async with self._turn:
-            me = self._holder.identity
+            me = self._unlocked()
             resumed = me.pending is not None or (me.unfinished and not again)
             if not resumed:
                 new = prepared(me, int(self._wall()), signing=signing, encryption=encryption)

@@ -97,13 +97,16 @@ class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
         return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
-def setup(file: Path | None, *, stderr: bool = False, level: int = logging.INFO) -> None:
+def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) -> None:
     """Send the log of this process to ``file`` (rotated at 2 MiB, four old ones kept) and/or to stderr.
 
-    With neither, the log goes nowhere. A file is for whoever holds the home: two processes must not rotate
+    Without a ``level`` it is INFO, or DEBUG where ``MESHKITFS_DEBUG`` is set. With neither file nor stderr,
+    the log goes nowhere. A file is for whoever holds the home: two processes must not rotate
     one file. Calling it again replaces what the last call set up. Raises ``invalid_config`` when the file
     cannot be opened.
     """
+    if level is None:
+        level = logging.DEBUG if os.environ.get("MESHKITFS_DEBUG") else logging.INFO
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if isinstance(handler.formatter, LineFormatter):  # of an earlier call; others' handlers stay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -9,17 +10,21 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from meshkitfs.daemon import control, describe
 from meshkitfs.daemon.config import MountOptions
+from meshkitfs.daemon.door import Door, NoShares, keyring_is_locked
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.locking import DETAIL
 from meshkitfs.daemon.service import Progress, Service
 from meshkitfs.daemon.session import CLOSE_DEADLINE_S
+from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import mount as fuse_mount
 from meshkitfs.keyvault import Passphrase
+from meshkitfs.shares import ShareBook
 from meshkitfs.vfs import ControlFiles, MeshFilesystem
 
 __all__ = ["run_mount"]
@@ -39,58 +44,168 @@ async def run_mount(
 ) -> None:
     """Mount ``home`` (its lock is held) at ``mountpoint`` until it is unmounted, told to stop, or signalled.
 
-    ``on_ready`` is called once the mount answers. Raises what `Session.open` and the mount itself raise.
+    ``on_ready`` is called once the mount answers. It comes up locked if that is asked for, or if the home's
+    keyring is locked. Raises what `Session.open` and the mount itself raise.
     """
     # A working directory inside the mount would make the daemon wait for itself.
     os.chdir("/")
+    mount = _Mount(home, mountpoint, options)
+    keyring = not options.locked and await keyring_is_locked(home)
+    if options.locked or keyring:
+        mount.door = door = Door(home, mount.info, watch=keyring)
+        async with trio.open_nursery() as nursery:
+            await mount.start(nursery)
+            on_ready(mount.info | {"locked": True})
+            async with trio.open_nursery() as waiting:
+
+                async def until_unmounted() -> None:
+                    await mount.ending.unmounted.wait()
+                    if mount.service is None:
+                        waiting.cancel_scope.cancel()
+
+                async def until_used() -> None:
+                    await door.serve(mount.finish)
+                    waiting.cancel_scope.cancel()
+
+                waiting.start_soon(door.watch)
+                waiting.start_soon(until_unmounted)
+                waiting.start_soon(until_used)
+            mount.ending.over.set()
+            nursery.cancel_scope.cancel()
+        return
     # A byte store that is away keeps nobody from mounting: what is only on this device is wanted most then.
     opening = Service.open(home, passphrase, absent=True)
     async with opening as service, trio.open_nursery() as nursery:
-        session = service.session
-        if options.fsync is not None:
-            session.services.fsync_publishes = options.fsync == "published"
-        ending = _Ending()
-        service.mounted = {"mountpoint": str(mountpoint), "pid": os.getpid()}
-        files = ControlFiles(
+        mount.show(service)
+        await mount.start(nursery)
+        on_ready(dict(mount.info))
+        await mount.finish(service)
+        mount.ending.over.set()
+        nursery.cancel_scope.cancel()
+
+
+class _Mount:
+    """One mount point, and the home that is shown there once it can be opened."""
+
+    def __init__(self, home: Home, mountpoint: Path, options: MountOptions) -> None:
+        self.home = home
+        self.point = mountpoint
+        self.options = options
+        self.info = {"mountpoint": str(mountpoint), "pid": os.getpid()}
+        self.ending = _Ending()
+        self.service: Service | None = None
+        self.door: Door | None = None
+        self._files = ControlFiles(
             {
-                b"status.json": lambda: describe.status_json(session, service.mounted),
-                b"errors.txt": lambda: describe.errors_text(session),
+                b"status.json": self._status,
+                b"errors.txt": self._errors,
                 b"capabilities.json": lambda: (
-                    json.dumps(session.runtime(), indent=2, sort_keys=True).encode() + b"\n"
+                    json.dumps(self._runtime(), indent=2, sort_keys=True).encode() + b"\n"
                 ),
             }
         )
-        fs = MeshFilesystem(session.book, files, session.runtime, session.note)
-        session.listeners.append(fs.on_event)
-        service.fault_of = lambda node: fs.faults.of(node.ino)
-        await nursery.start(_on_signal, ending.stop)
-        readonly = fuse_mount.MountOptions(read_only=options.read_only)
-        serving = partial(fuse_mount.run, fs, mountpoint, readonly, stop=ending.stop)
+        # Until there is one to read, a book without shares; see `show`.
+        book = cast(ShareBook, NoShares())
+        self.fs = MeshFilesystem(book, self._files, self._runtime, self._note)
+        self.fs.closed = self._closed
+        self._settled: Callable[[], Any] | None = None
+
+    def show(self, service: Service) -> None:
+        """Show the shares of an open home."""
+        session = service.session
+        if self.options.fsync is not None:
+            session.services.fsync_publishes = self.options.fsync == "published"
+        service.mounted = self.info
+        service.fault_of = lambda node: self.fs.faults.of(node.ino)
+        service.lock.before = self._write_back
+        service.lock.after = self._dropped
+        session.listeners.append(self.fs.on_event)
+        self.fs.book = session.book
+        self.service = service
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Serve the mount point and the control socket in ``nursery``; returns when both answer."""
+        await nursery.start(_on_signal, self.ending.stop)
+        readonly = fuse_mount.MountOptions(read_only=self.options.read_only)
+        serving = partial(fuse_mount.run, self.fs, self.point, readonly, stop=self.ending.stop)
 
         async def serve(task_status: trio.TaskStatus[fuse_mount.Mounted]) -> None:
             try:
                 await serving(task_status=task_status)
             finally:
-                ending.unmounted.set()
+                self.ending.unmounted.set()
 
-        await nursery.start(serve)
+        mounted: fuse_mount.Mounted = await nursery.start(serve)
+        self._settled = mounted.invalidator.drained
         await nursery.start(
-            partial(
-                control.serve, home, service.call, info=lambda: dict(service.mounted),
-                stop=partial(_stop, service, ending),
-            )
-        )  # fmt: skip
-        on_ready({"mountpoint": str(mountpoint), "pid": os.getpid()})
+            partial(control.serve, self.home, self._call, info=lambda: dict(self.info), stop=self._stop)
+        )
         _log.info("mounted")
-        await ending.unmounted.wait()
+
+    async def finish(self, service: Service) -> None:
+        """Show ``service`` until it is unmounted, then make sure of what was changed, and publish it."""
+        if self.service is None:
+            self.show(service)
+        await self.ending.unmounted.wait()
         # Nothing changes any more: first what must not be lost, then what others wait for.
-        await session.secure()
-        with ending.publishing:
-            ending.publishing.deadline = trio.current_time() + CLOSE_DEADLINE_S
+        await service.session.secure()
+        with self.ending.publishing:
+            self.ending.publishing.deadline = trio.current_time() + CLOSE_DEADLINE_S
             await service.sync(lambda _: None)
-        session.closing_s = 0
-        ending.over.set()
-        nursery.cancel_scope.cancel()
+        service.session.closing_s = 0
+
+    async def _call(self, method: str, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        if self.service is not None:
+            return await self.service.call(method, params, progress)
+        assert self.door is not None  # a mount has one or the other
+        return await self.door.call(method, params, progress)
+
+    async def _stop(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Publish what waits, for ``timeout`` seconds, then unmount; what could not be published is kept."""
+        service = self.service
+        if service is not None:
+            result = await service.sync(progress, float(params.get("timeout", STOP_SECONDS)))
+            if result["left"]:
+                self.ending.publishing.cancel()  # it had its time
+        self.ending.stop.set()
+        await self.ending.over.wait()
+        return {"left": service.lock.left() if service is not None else []}
+
+    def _closed(self) -> MeshkitError | None:
+        return (
+            MeshkitError("identity_locked", DETAIL) if self.service is None else self.service.session.locked
+        )
+
+    def _note(self, path: str, error: MeshkitError) -> None:
+        if self.service is not None:
+            self.service.session.note(path, error)
+
+    def _runtime(self) -> dict[str, Any]:
+        if self.service is not None:
+            return self.service.session.runtime()
+        return self.door.runtime() if self.door is not None else {}
+
+    def _status(self) -> bytes:
+        if self.service is not None:
+            return describe.status_json(self.service.session, self.service.lock, self.info)
+        data = self.door.status() if self.door is not None else {}
+        return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
+
+    def _errors(self) -> bytes:
+        if self.service is not None:
+            return describe.errors_text(self.service.session)
+        return describe.incident_text(
+            describe.Incident(0, str(self.point), "identity_locked", DETAIL)
+        ).encode()
+
+    async def _write_back(self) -> None:
+        """Have the kernel hand over what was written through memory maps and is not here yet."""
+        await trio.to_thread.run_sync(_sync_filesystem, str(self.point), abandon_on_cancel=True)
+
+    async def _dropped(self) -> None:
+        """Return when the kernel has dropped what it was told to drop."""
+        if self._settled is not None:
+            await self._settled()
 
 
 class _Ending:
@@ -103,16 +218,12 @@ class _Ending:
         self.over = trio.Event()
 
 
-async def _stop(
-    service: Service, ending: _Ending, params: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    """Publish what waits, for ``timeout`` seconds, then unmount; what could not be published is kept."""
-    result = await service.sync(progress, float(params.get("timeout", STOP_SECONDS)))
-    if result["left"]:
-        ending.publishing.cancel()  # it had its time
-    ending.stop.set()
-    await ending.over.wait()
-    return {"left": describe.left(service.session)}
+def _sync_filesystem(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def _on_signal(stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

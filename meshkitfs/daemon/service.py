@@ -20,11 +20,14 @@ import trio
 from meshkitfs import keyvault
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.durations import parse_expiry
+from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
+from meshkitfs.daemon.conditions import Conditions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.inviting import Inviting, checked_rights
 from meshkitfs.daemon.keeping import Keeping
+from meshkitfs.daemon.locking import Lock, secret_from
 from meshkitfs.daemon.metadata_home import lateness, open_metadata
 from meshkitfs.daemon.policies import Policies
 from meshkitfs.daemon.rotating import Rotating
@@ -61,6 +64,7 @@ class Service:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.lock = Lock(session)
         # What a mount adds to `status`: its mount point and process id.
         self.mounted: dict[str, Any] = {}
         # The last fault of a node, as the mount remembers it for user.meshkit.reason.
@@ -87,6 +91,8 @@ class Service:
             "status": self._status,
             "sync": self.sync,
             "explain": self._explain,
+            "lock": self._lock,
+            "unlock": self._unlock,
             "clock.reset": self._clock_reset,
             "metadata.trust_key": self._metadata_trust_key,
             **{
@@ -97,15 +103,21 @@ class Service:
             **Inviting(session).methods,
             **self._policies.methods,
             **Rotating(session, self._identity_show).methods,
+            **Conditions(session, self._bound).methods,
         }
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+        cls,
+        home: Home,
+        passphrase: keyvault.Passphrase | None,
+        *,
+        absent: bool = False,
+        key: SecretBytes | None = None,
     ) -> AsyncIterator[Service]:
         """Open ``home`` (its lock is held by the caller), as `Session.open` does, and serve its commands."""
-        async with Session.open(home, passphrase, absent=absent) as session:
+        async with Session.open(home, passphrase, absent=absent, key=key) as session:
             yield cls(session)
 
     async def call(
@@ -156,7 +168,9 @@ class Service:
         names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
         pol = self._policies.pol(policy) if policy else None
-        terms = Terms(names, until, policy or "", vault or "", capability or "", pol)
+        vault = self.session.vaults.reference(vault) if vault else ""
+        capability = self.session.tokens.reference(capability) if capability else ""
+        terms = Terms(names, until, policy or "", vault, capability, pol)
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:
@@ -185,8 +199,12 @@ class Service:
             "share": found.name,
             "recipient": recipient,
             "revoked": [describe.member(member) for member in ended],
-            "bound_seconds": REVOKE_BOUND_S + lateness(self.session.metadata),
+            "bound_seconds": self._bound(),
         }
+
+    def _bound(self) -> float:
+        """Return how long (s) something that was taken back may go on to be used elsewhere."""
+        return REVOKE_BOUND_S + lateness(self.session.metadata)
 
     async def _share_reencrypt(self, share: str, progress: Progress) -> dict[str, Any]:
         found = self._whole(share)
@@ -295,7 +313,15 @@ class Service:
     # -- looking and waiting -----------------------------------------------------------------------
 
     async def _status(self) -> dict[str, Any]:
-        return describe.status(self.session) | self.mounted
+        return describe.status(self.session, self.lock) | self.mounted
+
+    async def _lock(self) -> dict[str, Any]:
+        if not self.mounted:
+            raise MeshkitError("not_mounted", "only a mounted home has anything to lock")
+        return await self.lock.lock()
+
+    async def _unlock(self, key: str | None = None) -> dict[str, Any]:
+        return await self.lock.unlock(None if key is None else secret_from(key))
 
     async def sync(self, progress: Progress, timeout: float = 0, wait: bool = False) -> dict[str, Any]:
         """Publish everything that waits; returns what is left after ``timeout`` seconds (0: no limit).
@@ -304,6 +330,8 @@ class Service:
         time is over, if what keeps it can pass by itself.
         """
         session = self.session
+        if session.locked is not None:
+            return {"left": self.lock.left()}  # nothing is sent without the keys
         waiting = session.state.unpublished()
         with trio.move_on_after(timeout or float("inf")):
             async with trio.open_nursery() as reporting:
@@ -313,7 +341,7 @@ class Service:
                         if share.dirty or (share.row.share in waiting and share.row.grant == "live"):
                             nursery.start_soon(self._publish_one, share, wait)
                 reporting.cancel_scope.cancel()
-        return {"left": describe.left(session)}
+        return {"left": self.lock.left()}
 
     async def _publish_one(self, share: Share, wait: bool) -> None:
         while True:
@@ -334,7 +362,7 @@ class Service:
         """Tell how much has gone out, and what the rest waits for, until cancelled."""
         total = 0
         while True:
-            left = describe.left(self.session)
+            left = self.lock.left()
             rest = sum(item["bytes"] - item["arrived_bytes"] for item in left)
             total = max(total, sum(item["bytes"] for item in left))
             why = next((item["reason"] for item in left if item["reason"]), "")

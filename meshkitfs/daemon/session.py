@@ -17,14 +17,16 @@ from typing import Any, Final
 import trio
 
 from meshkitfs import keyvault
+from meshkitfs.core.secret_memory import SecretBytes, scrub_thread, wipe
 from meshkitfs.daemon import config as configuration
+from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate, Owners
-from meshkitfs.identity import ContactBook, Holder, Identity, load_identity, save_identity
+from meshkitfs.identity import ContactBook, Holder, Identity, Sealer, load_identity
 from meshkitfs.metadata import HttpMetadata, Metadata
 from meshkitfs.policy import Deciders
 from meshkitfs.providers import ByteStore, open_provider
@@ -34,15 +36,18 @@ from meshkitfs.shares import (
     BlockReader,
     Budget,
     Event,
+    OwnLists,
     PublishFailed,
     Services,
     Share,
     ShareBook,
+    Tokens,
+    Vaults,
     Welcome,
 )
 from meshkitfs.state import Clock, Spool, State
 
-__all__ = ["Incident", "Session"]
+__all__ = ["Incident", "Session", "open_vault"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +67,8 @@ INCIDENTS: Final = 200
 SPOOL_FLOOR: Final = 256 << 20
 CLOSE_DEADLINE_S: Final = 120
 STORE_CLOSE_S: Final = 5
+# What the key of state.db is derived with.
+STATE_LABEL: Final = "mk/state-db@1"
 # How often a share with unsent changes of an earlier run is tried to be opened, while a store is away.
 TAKE_UP_AGAIN_S: Final = 5.0
 
@@ -93,12 +100,24 @@ class Session:
     book: ShareBook
     contacts: ContactBook
     welcome: Welcome
+    lists: OwnLists
+    vaults: Vaults
+    tokens: Tokens
     life: IdentityLife
+    sealer: Sealer
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     # How long (s) the end of the session may go on publishing; 0 where that was tried already.
     closing_s: float = CLOSE_DEADLINE_S
+    # Why nothing can be opened: the identity is locked (see `Lock`); None while it is not.
+    locked: MeshkitError | None = None
+
+    def unlocked(self) -> Identity:
+        """Return the identity with its private keys. Raises ``identity_locked``."""
+        if self.locked is not None:
+            raise self.locked
+        return self.identity
 
     @property
     def identity(self) -> Identity:
@@ -108,11 +127,16 @@ class Session:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, home: Home, passphrase: keyvault.Passphrase | None, *, absent: bool = False
+        cls,
+        home: Home,
+        passphrase: keyvault.Passphrase | None,
+        *,
+        absent: bool = False,
+        key: SecretBytes | None = None,
     ) -> AsyncIterator[Session]:
         """Open ``home``, whose lock the caller holds. Leaving it sends what is unsent, as far as possible.
 
-        With ``absent`` the byte store need not be there.
+        With ``absent`` the byte store need not be there. With ``key`` the key vault is not asked for its key.
 
         Raises MeshkitError: ``not_initialized``, ``invalid_config``, the key vault's refusals,
         ``state_corrupt``, ``provider_request_failed``, ``metadata_unavailable``.
@@ -120,12 +144,10 @@ class Session:
         home.require_initialized()
         settings = configuration.load(home.config_path)
         async with AsyncExitStack() as stack:
-            vault = _vault(home, settings, passphrase)
-            secret = await trio.to_thread.run_sync(vault.load)
-            identity = await trio.to_thread.run_sync(load_identity, home.identity_file, secret)
-            holder = Holder(identity, lambda new: save_identity(home.identity_file, new, secret))
-            key = keyvault.derive_key(secret, "mk/state-db@1")
-            state = await trio.to_thread.run_sync(State.open, home.state_db, key)
+            vault = open_vault(home, settings, passphrase)
+            holder, sealer, state = await trio.to_thread.run_sync(_unlocked, home, vault, key)
+            stack.callback(sealer.lock)
+            stack.callback(lambda: holder.identity.lock())
             stack.callback(state.close)
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
@@ -133,18 +155,22 @@ class Session:
             deciders = open_deciders(settings.policy)
             stack.push_async_callback(_close_deciders, deciders)
             spool = await trio.to_thread.run_sync(_spool, home, state)
+            gates: list[Gate] = []
+            stack.callback(_forget_keys, gates)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(
-                home, settings, vault, holder, state, store, metadata, deciders, spool, nursery
+                home, settings, vault, holder, sealer, state, store, metadata, deciders, spool, nursery
             )
+            gates.append(session.gate)
             await session.look_at_vault()
             if isinstance(metadata, HttpMetadata):
                 nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
-            nursery.start_soon(session._resume)
+            nursery.start_soon(session.resume)
+            nursery.start_soon(session._watch_tokens)
             nursery.start_soon(session.life.run)
             stack.push_async_callback(session._close)
             yield session
@@ -152,15 +178,18 @@ class Session:
     @classmethod
     def _assemble(
         cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, holder: Holder,
-        state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
+        sealer: Sealer, state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
         nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
         contacts = ContactBook(holder.identity.public.root, state, metadata)
-        for key in holder.identity.signing_keys[::-1]:
-            contacts.own(key.public)
+        for known in holder.identity.signing_keys[::-1]:
+            contacts.own(known.public)
         owners = Owners(lambda: holder.identity, lambda: contacts, state)
-        gate = Gate(lambda: holder.identity.encryption_keys, metadata, state, clock, owners, deciders)
+        gate = Gate(
+            lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing, metadata, state,
+            clock, owners, deciders,
+        )  # fmt: skip
         spooled = state.staged_digests()
         # Services and session refer to each other through this: events arrive only once it is filled.
         made: list[Session] = []
@@ -180,11 +209,15 @@ class Session:
             emit=lambda event: made[0]._on_event(event) if made else None,
             fsync_publishes=settings.writing.fsync == "published",
         )
-        book = ShareBook(services, lambda: holder.identity, lambda: contacts)
-        welcome = Welcome(book, services, lambda: holder.identity, lambda: contacts)
+        book = ShareBook(services, lambda: made[0].unlocked(), lambda: contacts)
+        welcome = Welcome(book, services, lambda: made[0].unlocked(), lambda: contacts)
+        lists = OwnLists(services, lambda: made[0].unlocked())
+        vaults = Vaults(services, lists, lambda: made[0].unlocked(), lambda: contacts)
+        tokens = Tokens(services, lists, lambda: made[0].unlocked(), lambda: contacts)
         session = cls(
             home, settings, vault, holder, state, clock, store, metadata, gate, services, book, contacts,
-            welcome, IdentityLife(holder, metadata, book, contacts),
+            welcome, lists, vaults, tokens,
+            IdentityLife(holder, lambda: made[0].unlocked(), metadata, book, contacts), sealer,
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -229,6 +262,8 @@ class Session:
         """Notice what others did, renew leases and rosters, and let expired grants end."""
         while True:
             await trio.sleep(WATCH_S)
+            if self.locked is not None:
+                continue
             try:
                 async with trio.open_nursery() as nursery:
                     # Together: one that must wait for an answer does not keep the others.
@@ -239,6 +274,14 @@ class Session:
                 _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
             except Exception:
                 _log.exception("the watcher failed in a way nobody foresaw")
+            try:
+                await self.lists.renew()
+            except MeshkitError as error:
+                _log.warning(
+                    "a vault or revocation list could not be renewed: %s (%s)", error.code, error.detail
+                )
+            except Exception:
+                _log.exception("the watcher failed in a way nobody foresaw")
 
     async def _watch_claims(self) -> None:
         """Let in who comes back with an invitation; nobody is asked while none is out."""
@@ -246,7 +289,7 @@ class Session:
         while True:
             await trio.sleep(CLAIMS_S)
             try:
-                if not self.welcome.awaited:
+                if self.locked is not None or not self.welcome.awaited:
                     continue
                 tick = self.metadata.tick()
                 if tick == seen and trio.current_time() < looked + CLAIMS_LEAST_S:
@@ -260,7 +303,30 @@ class Session:
             except Exception:
                 _log.exception("looking for claims failed in a way nobody foresaw")
 
-    async def _resume(self) -> None:
+    async def _watch_tokens(self) -> None:
+        """Take in tokens that come by mail while a share waits for one; nobody is asked otherwise."""
+        seen = -1
+        while True:
+            await trio.sleep(CLAIMS_S)
+            waiting = [
+                share
+                for share in self.book.shares.values()
+                if share.refusal is not None and share.refusal.code.startswith("capability_")
+            ]
+            tick = self.metadata.tick()
+            if not waiting or tick == seen:
+                continue
+            try:
+                if await self.tokens.collect():
+                    for share in waiting:
+                        share.reconsider()
+                seen = tick
+            except MeshkitError as error:
+                _log.info("tokens in the mailbox must wait: %s (%s)", error.code, error.detail)
+            except Exception:
+                _log.exception("looking for tokens failed in a way nobody foresaw")
+
+    async def resume(self) -> None:
         """Go on with the changes that an earlier run could not publish."""
         waiting = self.state.unpublished()
         for share in list(self.book.shares.values()):
@@ -309,7 +375,7 @@ class Session:
         """Return what this runtime really gives: how keys are kept and what memory protection there is."""
         report = self.vault_report
         if report is None:
-            return {"key_vault": self.vault.kind}
+            return {"key_vault": self.vault.kind} | hygiene.report()
         return {
             "key_vault": report.kind,
             "persistent": report.persistent,
@@ -318,9 +384,7 @@ class Session:
             "user_presence": report.user_presence,
             "fallback": report.fallback,
             "available": report.available,
-            # Keys are in ordinary process memory; nothing locks it against swapping yet.
-            "locked_memory": False,
-        }
+        } | hygiene.report()
 
 
 async def _close_store(store: ByteStore) -> None:
@@ -334,13 +398,32 @@ async def _close_deciders(deciders: Deciders) -> None:
         await deciders.aclose()
 
 
-def _vault(
+def open_vault(
     home: Home, settings: configuration.Config, passphrase: keyvault.Passphrase | None
 ) -> keyvault.KeyVault:
+    """Return the key vault of ``home``. Raises ``identity_not_found``."""
     kind = settings.key_vault.type if settings.key_vault is not None else keyvault.existing(home.root)
     if kind is None:
         raise MeshkitError("identity_not_found", f"there is no key vault in {home.root}")
     return keyvault.open_vault(kind, home.root, passphrase)
+
+
+def _unlocked(
+    home: Home, vault: keyvault.KeyVault, given: SecretBytes | None
+) -> tuple[Holder, Sealer, State]:
+    """Open with the key vault's key what is sealed with it, and keep no copy of that key."""
+    secret = vault.load() if given is None else bytes(given.view)
+    try:
+        identity, sealer = load_identity(home.identity_file, secret), Sealer(home.identity_file)
+        sealer.unlock(secret)
+        key = keyvault.derive_key(secret, STATE_LABEL)
+        try:
+            return Holder(identity, sealer), sealer, State.open(home.state_db, key)
+        finally:
+            wipe(key)
+    finally:
+        wipe(secret)
+        scrub_thread()
 
 
 def _spool_limit(home: Home, configured: int | None) -> int:
@@ -356,3 +439,8 @@ def _spool(home: Home, state: State) -> Spool:
     # What a crash left behind before its commit was recorded is nobody's.
     spool.sweep(state.staged_digests())
     return spool
+
+
+def _forget_keys(gates: list[Gate]) -> None:
+    for gate in gates:
+        gate.forget_keys()

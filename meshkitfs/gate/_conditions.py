@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from meshkitfs.core.cid import cid_text
-from meshkitfs.core.records import Capsule
+from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.errors import MeshkitError
+from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._trace import Step, Trace
 from meshkitfs.policy import Decision, Demand, PolicyProvider, PolicyRequest
 
@@ -33,37 +35,50 @@ class Met:
 
     ``proofs`` is the end of each proof (UNIX seconds) by the code that a lease ends with then. ``withheld``
     are rights of the capsule that the grant must not have, with the refusal of each. With ``one_open`` the
-    next open has to ask again.
+    next open has to ask again. ``lists`` are the ids of the access lists that were relied on, ``caveats``
+    what limits the tokens, for people.
     """
 
     proofs: dict[str, int] = field(default_factory=dict)
     withheld: dict[str, MeshkitError] = field(default_factory=dict)
     one_open: bool = False
+    lists: tuple[bytes, ...] = ()
+    caveats: tuple[dict[str, Any], ...] = ()
 
 
 class Conditions:
     """The checks that a grant itself asks for, in the order of the walk."""
 
-    def __init__(self, policy: PolicyProvider | None) -> None:
+    def __init__(self, policy: PolicyProvider | None, lists: AccessLists) -> None:
         self._policy = policy
+        self._lists = lists
 
     async def check(
-        self, capsule: Capsule, rights: Iterable[str], action: str | None, now: int, trace: Trace
+        self,
+        capsule: Capsule,
+        roster: Roster,
+        rights: Iterable[str],
+        action: str | None,
+        now: int,
+        trace: Trace,
     ) -> Met:
         """Make every check that ``capsule`` asks for; the first that fails raises.
 
         ``rights`` is everything that the capsule grants, ``action`` the one that is wanted now, or any.
+        ``roster`` names the keys whose timestamps count.
         """
         met = Met()
         proofs = met.proofs
         if capsule.vault:
             with trace.step("vault") as step:
-                proofs["vault_membership_required"] = await self._vault(capsule, now, step)
+                proved = await self._lists.vault(capsule, roster, now, step)
+                proofs["vault_membership_required"] = proved.until
+                met.lists += (proved.list_id,)
         else:
             trace.skip("vault", "the grant names no vault")
         if capsule.cap:
             with trace.step("capability") as step:
-                proofs["capability_required"] = await self._capability(capsule, now, step)
+                await self._capability(capsule, roster, rights, action, now, step, met)
         else:
             trace.skip("capability", "the grant asks for no capability token")
         if capsule.pol:
@@ -71,14 +86,28 @@ class Conditions:
                 await self._policies(capsule, sorted(rights), action, now, step, met)
         else:
             trace.skip("policy", "the grant names no policy")
+        if met.withheld.keys() >= set(rights):
+            # Each check left something, and together they leave nothing.
+            raise next(iter(met.withheld.values()))
         return met
 
-    async def _vault(self, capsule: Capsule, now: int, step: Step) -> int:
-        # Membership proofs have no home yet, so a grant that demands one cannot be satisfied.
-        raise MeshkitError("vault_membership_required", f"vault '{capsule.vault}'")
-
-    async def _capability(self, capsule: Capsule, now: int, step: Step) -> int:
-        raise MeshkitError("capability_required", f"capability '{capsule.cap}'")
+    async def _capability(
+        self, capsule: Capsule, roster: Roster, rights: Iterable[str], action: str | None, now: int,
+        step: Step, met: Met,
+    ) -> None:  # fmt: skip
+        """Withhold every right of the capsule that no token gives; refuse if that is the one wanted."""
+        proved = await self._lists.capability(capsule, roster, now, step)
+        allowed = proved.rights or frozenset()
+        for right in sorted(set(rights) - allowed):
+            detail = f"'{right}' is not among {', '.join(sorted(allowed))}, which the token allows"
+            met.withheld[right] = MeshkitError("capability_denied", detail)
+        if action is not None and action in met.withheld:
+            raise met.withheld[action]
+        if not allowed & set(rights):
+            raise next(iter(met.withheld.values()))
+        met.proofs["capability_denied"] = proved.until
+        met.lists += (proved.list_id,)
+        met.caveats += proved.caveats
 
     async def _policies(
         self, capsule: Capsule, rights: list[str], action: str | None, now: int, step: Step, met: Met

@@ -14,12 +14,14 @@ import trio
 
 from meshkitfs.core._unwrap import open_capsule
 from meshkitfs.core.cose import peek1, record_hash
-from meshkitfs.core.keys import EncryptionKey, kid_of
+from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.core.records import Capsule, Head, Roster
+from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
 from meshkitfs.gate._conditions import Conditions
 from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
+from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._owners import Owners
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
@@ -49,12 +51,14 @@ class Gate:
     """Opens shares for one identity.
 
     ``encryption`` returns the identity's X-Wing keys, the newest first, or raises
-    ``identity_locked``/``identity_not_found``.
+    ``identity_locked``/``identity_not_found``; so does ``signing`` with its signing key, to which capability
+    tokens are bound.
     """
 
     def __init__(
         self,
         encryption: Callable[[], Sequence[EncryptionKey]],
+        signing: Callable[[], SigningKey],
         metadata: Metadata,
         state: State,
         clock: Clock,
@@ -66,15 +70,19 @@ class Gate:
         self._state = state
         self._clock = clock
         self._owners = owners
-        self._conditions = Conditions(policy)
+        self.lists = AccessLists(lambda: self._metadata, state, signing)
+        self._conditions = Conditions(policy, self.lists)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
-        self._keys: dict[bytes, dict[bytes, bytes]] = {}
+        self._keys: dict[bytes, dict[bytes, SecretBytes]] = {}
         # The last refusal of each share, so that asking again twice a second is not logged twice a second.
         self._refused: dict[bytes, str] = {}
 
     def forget_keys(self) -> None:
-        """Drop every unwrapped key (the identity was locked)."""
+        """Wipe every unwrapped key (the identity was locked). Grants that hold one must have ended."""
+        for held in self._keys.values():
+            for key in held.values():
+                key.wipe()
         self._keys.clear()
 
     async def open(self, row: ShareRow, action: str | None, trace: Trace | None = None) -> Grant:
@@ -152,7 +160,7 @@ class Gate:
             step.note(", ".join(sorted(granted)))
             if action is not None and action not in granted:
                 raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
-        met = await self._conditions.check(capsule, granted, action, now, trace)
+        met = await self._conditions.check(capsule, roster, granted, action, now, trace)
         if row.grant == "live":
             kept = self._state.quarantine(row.share)
             if kept is not None:
@@ -171,13 +179,15 @@ class Gate:
             await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
         # Only a walk that passed may raise the clock floor: an attacker's record must not.
         self._clock.raise_floor(stamp.iat)
+        if secret.wiped:
+            raise MeshkitError("identity_locked", "it was locked meanwhile")
         proofs = {
             "share_expired": capsule.exp,
             "freshness_unproven": min(fresh_until, roster.exp),
             **met.proofs,
         }
 
-        def older(epoch: int) -> bytes:
+        def older(epoch: int) -> SecretBytes:
             for digest, past in capsules.items():
                 if past.epoch == epoch:
                     return self._unwrap(past, digest, mine)
@@ -195,6 +205,8 @@ class Gate:
             withheld=met.withheld,
             one_open=met.one_open,
             owner=owner,
+            lists=met.lists,
+            caveats=met.caveats,
         )
 
     async def _ask(
@@ -217,12 +229,14 @@ class Gate:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
 
-    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, keys: Mapping[bytes, EncryptionKey]) -> bytes:
+    def _unwrap(
+        self, capsule: Capsule, capsule_hash: bytes, keys: Mapping[bytes, EncryptionKey]
+    ) -> SecretBytes:
         held = self._keys.setdefault(capsule.share, {})
         secret = held.get(capsule_hash)
         if secret is None:
             self.counters.unwraps += 1
-            secret = held[capsule_hash] = open_capsule(capsule, keys[capsule.to])
+            secret = held[capsule_hash] = SecretBytes(open_capsule(capsule, keys[capsule.to]))
         return secret
 
     async def _head(

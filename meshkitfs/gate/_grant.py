@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import ContentKey
 from meshkitfs.core.keys import ver_key
 from meshkitfs.core.records import Capsule, Roster
+from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 
 __all__ = ["Grant", "HeadView", "make_grant"]
@@ -35,7 +36,7 @@ def implied(rights: Iterable[str]) -> frozenset[str]:
     return frozenset().union(*(_IMPLIED.get(right, set()) for right in rights))
 
 
-def _no_older(epoch: int) -> bytes:
+def _no_older(epoch: int) -> SecretBytes:
     raise MeshkitError("right_not_granted", f"this grant holds no key of epoch {epoch}")
 
 
@@ -60,18 +61,23 @@ class Grant:
     """
 
     __slots__ = (
-        "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "deadline", "expires",
-        "fresh_until", "head", "lifetime", "one_open", "owner", "rights", "roster",
+        "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "caveats", "deadline",
+        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "owner", "rights", "roster",
     )  # fmt: skip
 
-    def __init__(self, token: object, key: bytes, capsule: Capsule, roster: Roster, head: HeadView) -> None:
+    def __init__(
+        self, token: object, key: SecretBytes, capsule: Capsule, roster: Roster, head: HeadView
+    ) -> None:
         if token is not _GATE_ONLY:
             raise TypeError("a Grant is made by meshkitfs.gate only")
-        self._key: bytes | None = key
+        self._key: SecretBytes | None = key
         self._error: MeshkitError | None = None
         self._lapse = "freshness_unproven"
-        self._older: Callable[[int], bytes] = _no_older
+        self._older: Callable[[int], SecretBytes] = _no_older
         self._withheld: Mapping[str, MeshkitError] = {}
+        # The ids of the access lists that it relies on, and what limits the tokens behind it (for people).
+        self.lists: tuple[bytes, ...] = ()
+        self.caveats: tuple[dict[str, Any], ...] = ()
         self.capsule = capsule
         self.capsule_hash = b""
         self.roster = roster
@@ -136,9 +142,11 @@ class Grant:
                 "right_not_granted", f"'{right}' is not among {', '.join(sorted(self.rights))}"
             )
 
-    def _secret(self) -> bytes:
+    def _secret(self) -> SecretBytes:
         self.check()
         assert self._key is not None  # end() sets the error that check() raises
+        if self._key.wiped:
+            raise MeshkitError("identity_locked")
         return self._key
 
     def content_key(self, ref: bytes) -> ContentKey:
@@ -156,18 +164,18 @@ class Grant:
         if self.capsule.grant == "snapshot":
             if (epoch, version) != (self.capsule.epoch, self.capsule.ver):
                 raise MeshkitError("right_not_granted", "a snapshot grant opens exactly one version")
-            return mint_key(key)
+            return mint_key(bytes(key.view))
         if epoch != self.capsule.epoch:
             # A member in good standing may still open what was sealed before the last rotation.
             key = self._older(epoch)
-        return mint_key(ver_key(key, self.capsule.oid, epoch, version))
+        return mint_key(ver_key(key.view, self.capsule.oid, epoch, version))
 
     def sealing_key(self, version: int) -> bytes:
         """Return the raw key under which the root manifest of ``version`` is sealed. Needs ``write``."""
         self.require("write")
         if self.capsule.grant != "live":
             raise MeshkitError("right_not_granted", "a snapshot cannot be written")
-        return ver_key(self._secret(), self.capsule.oid, self.capsule.epoch, version)
+        return ver_key(self._secret().view, self.capsule.oid, self.capsule.epoch, version)
 
     @property
     def owner_now(self) -> Mapping[bytes, bytes]:
@@ -177,13 +185,16 @@ class Grant:
         return {kid: self.owner[kid] for kid in kids[at:]}
 
     def epoch_key(self) -> bytes:
-        """Return the share's epoch key, to wrap it for somebody else. Needs ``reshare``."""
+        """Return a copy of the share's epoch key, to wrap it for somebody else; the caller wipes it.
+
+        Needs ``reshare``.
+        """
         self.require("reshare")
-        return self._secret()
+        return bytes(self._secret().view)
 
 
 def make_grant(
-    key: bytes,
+    key: SecretBytes,
     capsule: Capsule,
     capsule_hash: bytes,
     roster: Roster,
@@ -191,17 +202,19 @@ def make_grant(
     *,
     now: float,
     proofs: Mapping[str, int],
-    older: Callable[[int], bytes],
+    older: Callable[[int], SecretBytes],
     withheld: Mapping[str, MeshkitError],
     one_open: bool,
     owner: Mapping[bytes, bytes],
+    lists: tuple[bytes, ...],
+    caveats: tuple[dict[str, Any], ...],
 ) -> Grant:
     """Make a grant that lives from ``now`` (wall-clock seconds) until the earliest of its proofs ends.
 
     ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
     epoch key of an earlier epoch from an older capsule of the same recipient. ``withheld`` are rights of the
     capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again;
-    ``owner`` are the owner's keys. For the gate.
+    ``owner`` are the owner's keys, ``lists`` and ``caveats`` say what it rests on. For the gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
@@ -215,4 +228,6 @@ def make_grant(
     grant.fresh_until = proofs["freshness_unproven"]
     grant._older = older
     grant.owner = owner
+    grant.lists = lists
+    grant.caveats = caveats
     return grant

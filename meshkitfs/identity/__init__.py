@@ -6,7 +6,7 @@ directory is reached over a protocol with two methods, which a metadata home ful
 
 from meshkitfs.identity._directory import Directory, Standing, publish, standing
 from meshkitfs.identity._exchange import PREFIX, from_text, to_text, verification_code
-from meshkitfs.identity._files import load_identity, save_identity, write_atomically
+from meshkitfs.identity._files import Sealer, load_identity, save_identity, write_atomically
 from meshkitfs.identity._identity import (
     LIFETIME,
     Identity,
@@ -36,6 +36,7 @@ __all__ = [
     "Identity",
     "IdentityReport",
     "Pending",
+    "Sealer",
     "Signer",
     "Signers",
     "Standing",

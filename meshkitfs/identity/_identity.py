@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from meshkitfs.core import cbor, cobblestone
 from meshkitfs.core.identity_record import IdentityRecord, first_record, rotate, valid_handle, verify_chain
 from meshkitfs.core.keys import EncryptionKey, SigningKey, did_key, fingerprint
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 
 LIFETIME: Final = 2 * 365 * 86400
@@ -37,7 +38,8 @@ class Identity:
 
     ``old_signing`` and ``old_encryption`` are the keys it had before, oldest first. ``pending`` is a record
     that is being published and may be public or not. ``unfinished`` says that shares of its own may still be
-    signed with an old key. Neither its repr nor its `report` shows anything secret.
+    signed with an old key. After `lock` only what is public is left, and what needs more raises
+    ``identity_locked`` until `unlock`. Neither its repr nor its `report` shows anything secret.
     """
 
     handle: str
@@ -68,6 +70,37 @@ class Identity:
     def public(self) -> IdentityRecord:
         """The newest record, parsed."""
         return IdentityRecord.parse_self_signed(self.record)
+
+    def lock(self) -> None:
+        """Forget the private keys."""
+        for key in self._private:
+            key.lock()
+
+    def unlock(self, other: Identity) -> None:
+        """Take the private keys of ``other``, which is this very identity, loaded anew.
+
+        Raises MeshkitError ``identity_corrupt`` if it is another one.
+        """
+        mine, theirs = self._private, other._private
+        if self.handle != other.handle or [key.kid for key in mine] != [key.kid for key in theirs]:
+            raise MeshkitError("identity_corrupt", "the sealed identity is another one than before")
+        for signing, loaded in zip(self._signing_keys, other._signing_keys, strict=True):
+            signing.unlock(loaded)
+        for encryption, opened in zip(self._encryption_keys, other._encryption_keys, strict=True):
+            encryption.unlock(opened)
+
+    @property
+    def _signing_keys(self) -> tuple[SigningKey, ...]:
+        # One that a pending record keeps is the same object, or a second one of the same key.
+        return (*self.signing_keys, *(() if self.pending is None else (self.pending.signing,)))
+
+    @property
+    def _encryption_keys(self) -> tuple[EncryptionKey, ...]:
+        return (*self.encryption_keys, *(() if self.pending is None else (self.pending.encryption,)))
+
+    @property
+    def _private(self) -> tuple[SigningKey | EncryptionKey, ...]:
+        return (*self._signing_keys, *self._encryption_keys)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,6 +217,15 @@ def report(identity: Identity, now: int) -> IdentityReport:
 
 def seal_identity(identity: Identity, wrapping: bytes) -> bytes:
     """Seal ``identity`` for the disk under the key vault's 32-byte secret (the key used is derived here)."""
+    key = sealing_key(wrapping)
+    try:
+        return seal_identity_with(identity, key)
+    finally:
+        wipe(key)
+
+
+def seal_identity_with(identity: Identity, key: bytes | memoryview) -> bytes:
+    """Seal ``identity`` under what `sealing_key` gave."""
     payload: dict[str, Any] = {
         "t": _TYPE,
         "handle": identity.handle,
@@ -202,7 +244,12 @@ def seal_identity(identity: Identity, wrapping: bytes) -> bytes:
             else [following.signing.seed, following.encryption.seed, following.record],
             "unfinished": identity.unfinished,
         }
-    return bytes(cobblestone.seal(_key(wrapping), _LABEL, cbor.encode(payload), prefix=_MAGIC))
+    plain, copied = cbor.encode(payload), bytes(bytearray(key))
+    try:
+        return bytes(cobblestone.seal(copied, _LABEL, plain, prefix=_MAGIC))
+    finally:
+        for copy in (plain, copied, *_secrets_in(payload)):
+            wipe(copy)
 
 
 def open_identity(blob: bytes, wrapping: bytes) -> Identity:
@@ -213,14 +260,32 @@ def open_identity(blob: bytes, wrapping: bytes) -> Identity:
     """
     if not blob.startswith(_MAGIC):
         raise MeshkitError("identity_corrupt", "not a sealed identity of a version known here")
+    key, payload = sealing_key(wrapping), None
     try:
-        payload = cbor.decode(cobblestone.open_(_key(wrapping), _LABEL, memoryview(blob)[len(_MAGIC) :]))
+        # It is read-only to keep others from changing it; the buffer behind it is ours alone.
+        plain = cobblestone.open_(key, _LABEL, memoryview(blob)[len(_MAGIC) :])
+        payload = cbor.decode(cast(bytearray, plain.obj), secret=True)
         return _from_payload(payload)
     except MeshkitError as error:
         if error.code not in ("invalid_envelope", "invalid_record"):
             raise
         detail = "the sealed identity is damaged, or was sealed with another key than the key vault holds"
         raise MeshkitError("identity_corrupt", detail) from None
+    finally:
+        wipe(key)
+        for secret in _secrets_in(payload):
+            wipe(secret)
+
+
+def _secrets_in(payload: Any) -> list[bytes]:
+    """Return the private keys in the payload of a sealed identity, wherever they stand."""
+    if not isinstance(payload, dict):
+        return []
+    found = [payload.get("sig"), payload.get("enc")]
+    for name in ("old_sig", "old_enc", "next"):
+        listed = payload.get(name)
+        found += listed if isinstance(listed, list) else []
+    return [seed for seed in found if isinstance(seed, bytes) and len(seed) == 32]
 
 
 def _from_payload(payload: Any) -> Identity:
@@ -278,7 +343,7 @@ def _pending(value: Any) -> Pending | None:
     raise MeshkitError("invalid_record", "not the next record of an identity")
 
 
-def _key(wrapping: bytes) -> bytes:
+def sealing_key(wrapping: bytes) -> bytes:
     if len(wrapping) != 32:
         raise ValueError("the wrapping key has 32 bytes")
     return HKDFExpand(hashes.SHA256(), 32, _LABEL).derive(wrapping)

@@ -79,7 +79,7 @@ class KeyVault(Protocol):
         ...
 
     def load(self) -> bytes:
-        """Return the 32 bytes; may ask the person (a passphrase, the keyring's own prompt)."""
+        """Return the 32 bytes, for the caller to wipe; may ask the person (passphrase, keyring's prompt)."""
         ...
 
     def destroy(self) -> None:

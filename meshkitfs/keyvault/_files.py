@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 
 _MAX_BYTES: Final = 4096
@@ -55,6 +58,23 @@ def read_private(path: Path) -> bytes:
     no regular file, another user's, or open to group or others; ``keyvault_unavailable`` if it cannot be
     read.
     """
+    with _opened(path) as fd:
+        buffer = bytearray(_MAX_BYTES)
+        with memoryview(buffer) as view:
+            # Not os.read: it makes a buffer that it then shortens, and leaves behind what it held.
+            content = bytes(view[: os.readv(fd, [view])])
+        wipe(buffer)
+        return content
+
+
+def check_private(path: Path) -> None:
+    """Raise what `read_private` would, without looking at the content."""
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     try:
         # NOFOLLOW: a link could name a file of another place, with other protection. NONBLOCK: a FIFO
         # put there must not hang us.
@@ -68,7 +88,7 @@ def read_private(path: Path) -> bytes:
     try:
         # Judged on the open descriptor: what was checked is what is read.
         _require_private(path, os.fstat(fd))
-        return os.read(fd, _MAX_BYTES)
+        yield fd
     except OSError as error:
         raise MeshkitError("keyvault_unavailable", f"cannot read {path}: {error.strerror}") from None
     finally:

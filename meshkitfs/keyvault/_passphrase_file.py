@@ -33,6 +33,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from meshkitfs.core.secret_memory import scrub_thread, wipe
 from meshkitfs.errors import MeshkitError
 from meshkitfs.keyvault._api import (
     KEY_BYTES,
@@ -129,12 +130,15 @@ class PassphraseFileVault:
     def load(self) -> bytes:
         file = _parse(read_private(self._path), self._path)
         key, commit_key = _stretch(self._ask(PASSPHRASE_PROMPT), file.salt, file.cost)
-        if not hmac.compare_digest(hmac.digest(commit_key, file.aad, "sha256"), file.commitment):
-            raise MeshkitError("wrong_passphrase", str(self._path))
         try:
+            if not hmac.compare_digest(hmac.digest(commit_key, file.aad, "sha256"), file.commitment):
+                raise MeshkitError("wrong_passphrase", str(self._path))
             secret = AESGCM(key).decrypt(file.nonce, file.sealed, file.aad)
         except InvalidTag:
             raise MeshkitError("identity_corrupt", f"{self._path} was changed") from None
+        finally:
+            wipe(key)
+            wipe(commit_key)
         self._unlocked = True
         return secret
 
@@ -206,14 +210,21 @@ def _stretch(phrase: str, salt: bytes, cost: Cost) -> tuple[bytes, bytes]:
         lanes=cost.lanes,
         memory_cost=cost.memory,
     )
+    encoded = phrase.encode()
     try:
-        both = kdf.derive(phrase.encode())
+        both = kdf.derive(encoded)
     except MemoryError:
         raise MeshkitError(
             "keyvault_unavailable",
             f"opening it takes {cost.memory // 1024} MiB of memory, and they are not free",
         ) from None
-    return both[:KEY_BYTES], both[KEY_BYTES:]
+    finally:
+        wipe(encoded)
+        scrub_thread()
+    try:
+        return both[:KEY_BYTES], both[KEY_BYTES:]
+    finally:
+        wipe(both)
 
 
 def _b64(data: bytes) -> str:

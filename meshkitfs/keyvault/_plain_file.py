@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from meshkitfs.core.secret_memory import wipe, wipe_text
 from meshkitfs.errors import MeshkitError
 from meshkitfs.keyvault._api import KEY_BYTES, PLAIN_FILE, KeyVaultReport, check_size
-from meshkitfs.keyvault._files import create_private, read_private, remove, vault_file
+from meshkitfs.keyvault._files import check_private, create_private, read_private, remove, vault_file
 
 _MAGIC: Final = b"meshkitfs plain key vault 1\n"
 
@@ -28,7 +29,7 @@ class PlainFileVault:
         detail = f"{self._path} holds the key unprotected; only its file mode keeps other users out"
         available = True
         try:
-            read_private(self._path)
+            check_private(self._path)
         except MeshkitError as error:
             if error.code != "identity_not_found":
                 available, detail = False, error.detail
@@ -51,11 +52,14 @@ class PlainFileVault:
     def load(self) -> bytes:
         content = read_private(self._path)
         try:
-            secret = bytes.fromhex(content.removeprefix(_MAGIC).decode("ascii"))
+            text = content.removeprefix(_MAGIC).decode("ascii")
+            secret = bytes.fromhex(text)
         except ValueError:
             secret = b""
         if len(secret) != KEY_BYTES or content != _MAGIC + secret.hex().encode() + b"\n":
             raise MeshkitError("identity_corrupt", f"{self._path} is not a key file")
+        wipe(content)
+        wipe_text(text)
         return secret
 
     def destroy(self) -> None:

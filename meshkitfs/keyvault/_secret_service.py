@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from meshkitfs.core.secret_memory import wipe_text
 from meshkitfs.errors import MeshkitError
 from meshkitfs.keyvault._api import KEY_BYTES, SECRET_SERVICE, KeyVaultReport, check_size
 from meshkitfs.keyvault._files import create_private, read_private, remove, vault_file
@@ -115,7 +116,10 @@ class SecretServiceVault:
                 f"the Secret Service answers, but has no key for this home (item {item}): was its keyring "
                 "reset, or is this another user's session?",
             )
-        return _decode(text)
+        try:
+            return _decode(text)
+        finally:
+            wipe_text(text)
 
     def destroy(self) -> None:
         try:

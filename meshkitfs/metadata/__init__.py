@@ -1,12 +1,13 @@
 """Metadata homes: capsules, rosters, timestamps, heads, mailboxes and the identity directory."""
 
-from meshkitfs.metadata._api import Metadata, Publication, ShareState
+from meshkitfs.metadata._api import AccessList, Metadata, Publication, ShareState
 from meshkitfs.metadata._feed import RECHECK_S
 from meshkitfs.metadata.embedded import EmbeddedMetadata
 from meshkitfs.metadata.http import HttpMetadata, KeyPin, ServiceInfo, look
 
 __all__ = [
     "RECHECK_S",
+    "AccessList",
     "EmbeddedMetadata",
     "HttpMetadata",
     "KeyPin",

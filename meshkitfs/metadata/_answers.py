@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.metadata._wire import from_b64, read_blobs, read_fields
+from meshkitfs.metadata._api import AccessList
+from meshkitfs.metadata._wire import from_b64, read_blob, read_blobs, read_fields
 from meshkitfs.net import Reply, Secret
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PUBLISHING",
     "ServiceInfo",
     "read",
+    "read_access_list",
     "read_chain",
     "read_invitation",
     "read_letters",
@@ -38,6 +40,7 @@ _STATUSES: Final = {
     "metadata_unauthorized": (401,),
     "metadata_forbidden": (403,),
     "quota_exceeded": (403,),
+    "path_not_found": (404,),
     "head_conflict": (409,),
     "identity_handle_taken": (409,),
     "invalid_record": (422,),
@@ -145,6 +148,15 @@ def _letter(value: Any) -> tuple[bytes, bytes]:
     if len(letter_id) != 16:
         raise MeshkitError("invalid_argument", "a letter's id is not 16 bytes")
     return letter_id, from_b64(fields["blob"], "blob")
+
+
+def read_access_list(value: Any, list_id: bytes) -> AccessList:
+    """Return a vault record or revocation list, as it is served: whether it is one, its readers check."""
+    names = ("id", "owner", "seq", "record", "timestamp", "members")
+    fields = read_fields(value, names, "an access list")
+    if fields["id"] != list_id.hex():
+        raise MeshkitError("invalid_argument", "an access list that was not asked for")
+    return AccessList(from_b64(fields["record"], "record"), read_blob(fields["timestamp"], "timestamp"))
 
 
 def read_chain(value: Any) -> list[bytes]:

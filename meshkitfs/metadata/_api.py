@@ -7,10 +7,11 @@ itself, since a home may lie, lag or be somebody else's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Metadata", "Publication", "ShareState"]
+__all__ = ["AccessList", "Metadata", "Publication", "ShareState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,14 @@ class ShareState:
     roster: bytes | None
     timestamp: bytes | None
     head: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class AccessList:
+    """The newest vault record or revocation list of an id, and a timestamp over it (None: nobody vouches)."""
+
+    record: bytes
+    timestamp: bytes | None
 
 
 @runtime_checkable
@@ -115,10 +124,31 @@ class Metadata(Protocol):
     async def identity_by_kid(self, kid: bytes) -> list[bytes]:
         """The chain in which a signing key of that kid occurs, oldest first; empty when there is none."""
 
-    def tick(self, share: bytes | None = None) -> int:
+    async def access_list(self, list_id: bytes) -> AccessList | None:
+        """A vault record, for its owner and its members, or a revocation list, for everybody who asks.
+
+        The timestamp is one of `timestamp`'s kind, with the list's id in the place of the share's and the
+        list's record hash in that of the roster's.
+        """
+
+    async def put_access_list(
+        self, list_id: bytes, expect: int, record: bytes, readers: Sequence[bytes]
+    ) -> None:
+        """Replace the record numbered ``expect`` (0: there is none) by ``record``, the next or a later one.
+
+        ``readers`` are the kids of the signing keys that may read it beside its owner (a revocation list is
+        everybody's to read). Repeating the record that is in force succeeds. Raises ``head_conflict`` when
+        another one is in force, ``invalid_record`` when it is malformed or somebody else's.
+        """
+
+    async def delete_access_list(self, list_id: bytes) -> None:
+        """Remove one's own list; one that is not there is no error."""
+
+    def tick(self, share: bytes | None = None, also: Sequence[bytes] = ()) -> int:
         """A number that differs from the last one whenever the store may have changed since.
 
-        With ``share`` it need not move for changes of other shares. Synchronous, a few microseconds, never
+        With ``share`` it need not move for changes of other shares; it moves for those of the access lists
+        ``also``. Synchronous, a few microseconds, never
         waits. A store that cannot be looked at also gives a new number, sooner or later: the caller then asks
         properly and meets the error. How long a home that learns of changes from afar may be late is for it
         to publish.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,19 +108,22 @@ class Feed:
         """Why the last poll failed; empty when it did not."""
         return self._problem
 
-    def tick(self, share: bytes | None = None) -> int:
-        """Return a number that moves whenever ``share`` (None: anything) may have changed."""
+    def tick(self, share: bytes | None = None, also: Sequence[bytes] = ()) -> int:
+        """Return a number that moves when ``share`` (None: anything) or one of ``also`` may have changed."""
         now = self.clock()
         if not self.live and now - self._stepped >= STEP_S:
             self._stepped = now
             self._moved += 1
         if share is None:
             return self._moved + sum(self._news.values()) + self.mail
-        looked = self._looked.get(share)
-        if looked is not None and now - looked > (RECHECK_S if share in self._asking else STEP_S):
-            self._looked[share] = now
-            self.changed(share)
-        return self._moved + self._news.get(share, 0)
+        return self._moved + sum(self._number(item, now) for item in (share, *also))
+
+    def _number(self, item: bytes, now: float) -> int:
+        looked = self._looked.get(item)
+        if looked is not None and now - looked > (RECHECK_S if item in self._asking else STEP_S):
+            self._looked[item] = now
+            self.changed(item)
+        return self._news.get(item, 0)
 
     def asked(self, share: bytes) -> None:
         """Somebody asks about ``share`` now: from here on, its changes are of interest."""

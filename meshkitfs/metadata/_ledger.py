@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meshkitfs.core.keys import kid_of
+from meshkitfs.core.membership import Revocations
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _desk
 from meshkitfs.metadata._connection import Connection, row, value
 from meshkitfs.metadata._desk import Member
+from meshkitfs.metadata._lists import list_subject, read_list
+from meshkitfs.metadata._queries import touch
 from meshkitfs.metadata._stored import StoredMetadata
 
 __all__ = ["Capability", "Job", "Ledger", "LogEvent", "Vault"]
@@ -46,12 +50,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Vault:
-    """A membership set: its opaque record, and the signing kids of its members."""
+    """A membership set: its record, and the signing kids of its members.
+
+    ``timestamp`` vouches for the record; None if it is none of ours (docs/format.md), which is kept as it is.
+    """
 
     id: bytes
     owner: str
     seq: int
     record: bytes
+    timestamp: bytes | None
     members: tuple[bytes, ...]
 
 
@@ -233,7 +241,8 @@ class Ledger:
     ) -> int:
         """Make or replace a vault, if ``expect`` is the seq in force (0: none); returns the new seq.
 
-        Raises head_conflict otherwise, and metadata_forbidden when it is somebody else's.
+        A vault record or revocation list brings its own number, any other record gets the next one. Raises
+        head_conflict otherwise, and metadata_forbidden when it is somebody else's.
         """
 
         def work(db: Connection) -> int:
@@ -241,35 +250,47 @@ class Ledger:
             found = row(db, "SELECT owner, seq, record FROM vaults WHERE id = ?", vault)
             owner, seq, old = found or (who.handle, 0, b"")
             if owner != who.handle:
-                raise MeshkitError("metadata_forbidden", "that vault is somebody else's")
-            if seq == expect + 1 and old == record and set(_members(db, vault)) == set(members):
+                if not _takes_back(who, vault, old, record):
+                    raise MeshkitError("metadata_forbidden", "that vault is somebody else's")
+                db.run("DELETE FROM vaults WHERE id = ?", vault)
+                seq, old = 0, b""
+            listed = read_list(vault, record)
+            following = expect + 1 if listed is None else listed.seq
+            if seq == following and old == record and set(_members(db, vault)) == set(members):
                 return int(seq)  # its answer was lost
             if seq != expect:
                 raise MeshkitError("head_conflict", f"vault record {seq} is in force, not {expect}")
+            if following <= seq:
+                raise MeshkitError("invalid_record", f"vault record {following} after {seq}")
             db.run(
                 "INSERT INTO vaults (id, owner, seq, record) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, record = excluded.record",
-                *(vault, who.handle, expect + 1, record),
+                *(vault, who.handle, following, record),
             )
             db.run("DELETE FROM vault_members WHERE id = ?", vault)
             for kid in sorted(set(members)):
                 db.run("INSERT INTO vault_members (id, kid) VALUES (?, ?)", vault, kid)
+            touch(db, list_subject(vault))
             self._charge(db, who, len(record) + 16 * len(members))
-            return expect + 1
+            return following
 
         return await self._home.write(work)
 
     async def vault(self, who: Member, vault: bytes) -> Vault | None:
-        """The vault, for its owner and its members; None for all others."""
+        """The vault, for its owner and its members; None for all others.
+
+        A revocation list is for everybody: whoever is shown a token may have to look whether it is revoked.
+        """
 
         def work(db: Connection) -> Vault | None:
             found = row(db, "SELECT id, owner, seq, record FROM vaults WHERE id = ?", vault)
             if found is None:
                 return None
             members = _members(db, vault)
-            if found[1] != who.handle and who.kids.isdisjoint(members):
+            if not _readable(who, vault, found[1], found[3], members):
                 return None
-            return Vault(found[0], found[1], found[2], found[3], members)
+            stamp = self._home.vouch_list(db, vault, found[3])
+            return Vault(found[0], found[1], found[2], found[3], stamp, members)
 
         return await self._home.read(work)
 
@@ -281,6 +302,7 @@ class Ledger:
             if not db.run("DELETE FROM vaults WHERE id = ? AND owner = ?", vault, who.handle):
                 return False
             db.run("DELETE FROM vault_members WHERE id = ?", vault)
+            touch(db, list_subject(vault))
             return True
 
         return await self._home.write(work)
@@ -376,6 +398,19 @@ class Ledger:
 def _job(db: Connection, who: Member, job_id: bytes) -> Job | None:
     found = row(db, _JOB + "WHERE id = ? AND handle = ?", job_id, who.handle)
     return None if found is None else Job(*found)
+
+
+def _readable(who: Member, vault: bytes, owner: str, record: bytes, members: Sequence[bytes]) -> bool:
+    if owner == who.handle or not who.kids.isdisjoint(members):
+        return True
+    return isinstance(read_list(vault, record), Revocations)
+
+
+def _takes_back(who: Member, vault: bytes, old: bytes, record: bytes) -> bool:
+    """Whether ``record`` is the member's own revocation list, whose id somebody else has taken."""
+    mine = read_list(vault, record)
+    taken = not isinstance(read_list(vault, old), Revocations)
+    return taken and isinstance(mine, Revocations) and kid_of(mine.owner) in who.kids
 
 
 def _members(db: Connection, vault: bytes) -> tuple[bytes, ...]:

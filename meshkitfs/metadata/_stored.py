@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import trio
 
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.records import Timestamp
-from meshkitfs.metadata import _queries
-from meshkitfs.metadata._api import Publication, ShareState
+from meshkitfs.metadata import _lists, _queries
+from meshkitfs.metadata._api import AccessList, Publication, ShareState
 from meshkitfs.metadata._connection import Connection, Database
 
 __all__ = ["TIMESTAMP_SECONDS", "StoredMetadata"]
@@ -116,9 +116,30 @@ class StoredMetadata:
 
         return await self.read(work)
 
+    # -- access lists ------------------------------------------------------------------------------------
+
+    async def access_list(self, list_id: bytes) -> AccessList | None:
+        """The newest record of a vault or revocation list; who has the file may read all of them."""
+
+        def work(db: Connection) -> AccessList | None:
+            record = _lists.newest_list(db, list_id)
+            return None if record is None else AccessList(record, self.vouch_list(db, list_id, record))
+
+        return await self.read(work)
+
+    async def put_access_list(
+        self, list_id: bytes, expect: int, record: bytes, readers: Sequence[bytes]
+    ) -> None:
+        """Replace the record of a list; see `Metadata.put_access_list` for what is refused."""
+        await self.write(lambda db: _lists.put_list(db, list_id, expect, record))
+
+    async def delete_access_list(self, list_id: bytes) -> None:
+        """Remove a list."""
+        await self.write(lambda db: _lists.delete_list(db, list_id))
+
     # -- the rest --------------------------------------------------------------------------------------
 
-    def tick(self, share: bytes | None = None) -> int:
+    def tick(self, share: bytes | None = None, also: Sequence[bytes] = ()) -> int:
         """A number that changes whenever the store may have changed; a few microseconds."""
         return self._database.tick()
 
@@ -164,6 +185,12 @@ class StoredMetadata:
         now = int(self._clock())
         record = Timestamp(share=share, roster=record_hash(roster), iat=now, exp=now + TIMESTAMP_SECONDS)
         return record.sign(_queries.service_key(db))
+
+    def vouch_list(self, db: Connection, list_id: bytes, record: bytes) -> bytes | None:
+        """A timestamp over this record, if it is a list of that id; for anything else nobody vouches."""
+        if _lists.read_list(list_id, record) is None:
+            return None
+        return self.vouch(db, list_id, record)
 
     def _places(self) -> trio.CapacityLimiter:
         try:

@@ -8,7 +8,7 @@ reported, and never taken instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from meshkitfs.core.records import Head
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _answers as answers
 from meshkitfs.metadata._answers import ServiceInfo
-from meshkitfs.metadata._api import Publication, ShareState
+from meshkitfs.metadata._api import AccessList, Publication, ShareState
 from meshkitfs.metadata._feed import POLL_DEADLINE_S, Feed, News, read_news
 from meshkitfs.metadata._wire import (
     b64,
@@ -236,6 +236,44 @@ class HttpMetadata:
         """Remove a letter from a mailbox."""
         await self._send("DELETE", f"/v1/mailboxes/{kid.hex()}/{letter_id.hex()}", 204)
 
+    # -- access lists ------------------------------------------------------------------------------------
+
+    async def access_list(self, list_id: bytes) -> AccessList | None:
+        """The newest record of a vault or revocation list that this identity may read; None if there is none.
+
+        None is an answer of the service itself; any other 404 is metadata_unavailable.
+        """
+        self.feed.asked(list_id)
+        try:
+            reply = await self._send("GET", f"/v1/vaults/{list_id.hex()}", codes={"path_not_found"})
+        except MeshkitError as error:
+            if error.code == "path_not_found":
+                return None
+            raise
+        return answers.read(reply, lambda value: answers.read_access_list(value, list_id), self.name)
+
+    async def put_access_list(
+        self, list_id: bytes, expect: int, record: bytes, readers: Sequence[bytes]
+    ) -> None:
+        """Replace the record of a list; see `Metadata.put_access_list` for what is refused."""
+        codes = {"head_conflict", "invalid_record", *answers.PUBLISHING}
+        _not_empty(record)
+        body = {"expect": expect, "record": b64(record), "members": [b64(kid) for kid in readers]}
+        try:
+            await self._send("PUT", f"/v1/vaults/{list_id.hex()}", 200, codes, json=body)
+        finally:
+            self.feed.changed(list_id)
+
+    async def delete_access_list(self, list_id: bytes) -> None:
+        """Remove one's own list."""
+        try:
+            await self._send("DELETE", f"/v1/vaults/{list_id.hex()}", 204, {"path_not_found"})
+        except MeshkitError as error:
+            if error.code != "path_not_found":
+                raise
+        finally:
+            self.feed.changed(list_id)
+
     # -- the identity directory --------------------------------------------------------------------------
 
     async def publish_identity(self, handle: str, record: bytes) -> None:
@@ -293,12 +331,12 @@ class HttpMetadata:
 
     # -- the rest ----------------------------------------------------------------------------------------
 
-    def tick(self, share: bytes | None = None) -> int:
+    def tick(self, share: bytes | None = None, also: Sequence[bytes] = ()) -> int:
         """A number that changes whenever something may have changed at the service; no request is made.
 
         While the feed is down it changes by itself (see `meshkitfs.metadata._feed`).
         """
-        return self.feed.tick(share)
+        return self.feed.tick(share, also)
 
     def close(self) -> None:
         """Answer no more calls. The connections are closed by `aclose`."""

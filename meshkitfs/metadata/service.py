@@ -21,6 +21,7 @@ from meshkitfs.metadata._api import Publication, ShareState
 from meshkitfs.metadata._connection import Connection, Database, value
 from meshkitfs.metadata._desk import OPERATOR, Invitation, Member
 from meshkitfs.metadata._ledger import Capability, Job, Ledger, LogEvent, Vault
+from meshkitfs.metadata._lists import list_subject
 from meshkitfs.metadata._queries import mailbox_subject, share_subject
 from meshkitfs.metadata._rules import Standing
 from meshkitfs.metadata._stored import StoredMetadata
@@ -37,6 +38,7 @@ __all__ = [
     "Refused",
     "Service",
     "Vault",
+    "list_subject",
     "mailbox_subject",
     "share_subject",
 ]
@@ -310,7 +312,9 @@ class Service:
     ) -> Changes:
         """What of this has changed since a cursor; nothing without one. Raises metadata_forbidden.
 
-        Shares that the member may not see never change. A cursor from the future, as after the database was
+        ``shares`` may hold the ids of vaults and revocation lists as well: everybody who knows such an id is
+        told when it changes, since the first to be told has to be whoever was just removed. A share that the
+        member may not see never changes. A cursor from the future, as after the database was
         restored from a backup, is one since which everything may have changed.
         """
 
@@ -320,9 +324,10 @@ class Service:
             newest = _queries.changed(db, _queries.EVERYTHING)
             since = newest if after is None else -1 if after > newest else after
             changed = [
-                share
-                for share in shares
-                if _queries.changed(db, share_subject(share)) > since and _desk.sees(db, who, share)
+                item
+                for item in shares
+                if (_queries.changed(db, share_subject(item)) > since and _desk.sees(db, who, item))
+                or _queries.changed(db, list_subject(item)) > since
             ]
             letters = mailbox is not None and _queries.changed(db, mailbox_subject(mailbox)) > since
             return Changes(newest, tuple(changed), letters)

@@ -278,7 +278,7 @@ class JobsOut(_Strict):
 
 
 class VaultIn(_Strict):
-    """A vault: the seq it replaces (0: none), its opaque record, its members' signing kids."""
+    """A vault, or a revocation list: the seq it replaces (0: none), its record, its members' signing kids."""
 
     expect: Number
     record: SmallBlob
@@ -286,12 +286,13 @@ class VaultIn(_Strict):
 
 
 class VaultOut(_Strict):
-    """A vault."""
+    """A vault or a revocation list. The timestamp is null for a record that the service cannot read."""
 
     id: str
     owner: str
     seq: int
     record: str
+    timestamp: str | None
     members: list[str]
 
 

@@ -119,7 +119,7 @@ async def put_vault(who: Who, service: The, vault: HexId, body: m.VaultIn) -> di
 
 @routes.get("/vaults/{vault}", response_model=m.VaultOut)
 async def vault_record(who: Who, service: The, vault: HexId) -> dict[str, Any]:
-    """A vault that one owns or is a member of."""
+    """A vault that one owns or is a member of, or a revocation list."""
     found = await service.ledger.vault(who, bytes.fromhex(vault))
     if found is None:
         raise gone("vault")
@@ -129,6 +129,7 @@ async def vault_record(who: Who, service: The, vault: HexId) -> dict[str, Any]:
         "owner": found.owner,
         "seq": found.seq,
         "record": b64(found.record),
+        "timestamp": b64(found.timestamp),
         "members": members,
     }
 

@@ -10,7 +10,7 @@ from fastapi import Query, Request
 
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _wire
-from meshkitfs.metadata.service import mailbox_subject, share_subject
+from meshkitfs.metadata.service import list_subject, mailbox_subject, share_subject
 from meshkitfs.server import _models as m
 from meshkitfs.server._common import HexId, The, Who, b64, blob, key, router
 from meshkitfs.server._hub import Hub
@@ -95,7 +95,7 @@ async def changes(request: Request, who: Who, service: The, body: m.ChangesIn) -
     shares = list(dict.fromkeys(key(share, "share") for share in body.shares))
     mailbox = None if body.mailbox is None else key(body.mailbox, "mailbox")
     after = None if body.after is None else int(body.after)
-    subjects = [share_subject(share) for share in shares]
+    subjects = [subject(share) for share in shares for subject in (share_subject, list_subject)]
     subjects += [] if mailbox is None else [mailbox_subject(mailbox)]
     hub: Hub = request.app.state.hub
     polls: Counter[str] = request.app.state.polls

@@ -10,8 +10,10 @@ from meshkitfs.shares._collect import Collected, collect
 from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
 from meshkitfs.shares._granting import Terms
 from meshkitfs.shares._history import Version
+from meshkitfs.shares._locking import RefSeal
 from meshkitfs.shares._lookback import Change, path_changes
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode, inode_number
+from meshkitfs.shares._own_lists import OwnLists, Vaults
 from meshkitfs.shares._past import SNAPSHOTS, PastShare
 from meshkitfs.shares._prune import Pruned, Rules, prune
 from meshkitfs.shares._reader import BlockReader
@@ -21,6 +23,7 @@ from meshkitfs.shares._restore import Restored, go_back, restore
 from meshkitfs.shares._sealer import SPOOL_LIMIT, Budget
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
+from meshkitfs.shares._tokens import Tokens
 from meshkitfs.shares._tree import Tree, check_name, posix
 from meshkitfs.shares._verify import Broken, Verified, verify
 from meshkitfs.shares._welcome import Pending, Welcome
@@ -45,10 +48,12 @@ __all__ = [
     "NameChanged",
     "Node",
     "NodeChanged",
+    "OwnLists",
     "PastShare",
     "Pending",
     "Pruned",
     "PublishFailed",
+    "RefSeal",
     "Repaired",
     "Restored",
     "Rules",
@@ -57,7 +62,9 @@ __all__ = [
     "ShareBook",
     "SymlinkNode",
     "Terms",
+    "Tokens",
     "Tree",
+    "Vaults",
     "Verified",
     "Version",
     "Welcome",

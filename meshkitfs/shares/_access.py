@@ -55,6 +55,15 @@ class Access:
             return None
         return grant
 
+    def _store_tick(self) -> int:
+        """The metadata store's change counter for the share and the lists that its grant relies on."""
+        return self.services.metadata.tick(self.row.share, self.grant.lists if self.grant is not None else ())
+
+    def reconsider(self) -> None:
+        """Have the next look walk the gate again: what this home has to show has changed."""
+        self._tick = -1
+        self._refused_at = float("-inf")
+
     async def _renew(self, *, ahead: bool = False, keep: bool = False) -> Grant:
         """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends.
 
@@ -62,7 +71,7 @@ class Access:
         share has not changed since.
         """
         async with self._renewing:
-            tick = self.services.metadata.tick(self.row.share)
+            tick = self._store_tick()
             if self.grant is not None and self.grant.alive and tick == self._tick and not ahead:
                 return self.grant
             try:
@@ -74,8 +83,10 @@ class Access:
                 if not (keep and lives and error.code == "policy_provider_error"):
                     self.refuse(error)
                 raise
+            # What another set of lists says of its changes was not counted before the walk.
+            known = grant.lists == (self.grant.lists if self.grant is not None else ())
             self.grant = grant
-            self._tick = tick
+            self._tick = tick if known else -1
             lost, self._could = self._could - grant.rights, grant.rights
             if lost & {"read", "list"}:
                 self._drop_plaintext()

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from meshkitfs.core.capability import LETTER_MAGIC as TOKEN_MAGIC
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import EncryptionKey, kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.core.ticket import MAGIC as CLAIM_MAGIC
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import QUARANTINED, Grant
@@ -113,6 +115,8 @@ class ShareBook:
         moment = now * 1_000_000_000
         manifest = DirManifest(oid, 1, 1, 0, (), root=RootAttrs(mode, moment, moment))
         ref, block = seal_manifest(manifest, ver_key(key, oid, 1, 1))
+        # From here on it is in the capsule, and taken from there by the gate.
+        wipe(key)
         await services.reader.store.put(block)
         await services.reader.store.sync()
         head = Head(share_id, oid, 1, 1, b"", ref[:32], now).sign(me.signing)
@@ -169,11 +173,12 @@ class ShareBook:
         who = contact.public
         async with self._rosters:
             grant = await self._turn(share)
-            roster = grant.roster
+            roster, key = grant.roster, grant.epoch_key()
             member = make_member(
-                me, self._now, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live", terms,
+                me, self._now, share.row.share, share.row.oid, DIR, key, "live", terms,
                 handle=contact.handle, to=who.enc, signing=who.sig, epoch=roster.epoch, seq=roster.seq + 1,
             )  # fmt: skip
+            wipe(key)
             others = [
                 old
                 for old in self._standing(share, roster)
@@ -327,7 +332,10 @@ class ShareBook:
                     to=to, signing=signing, epoch=epoch, seq=grant.roster.seq + 1,
                 )  # fmt: skip
         members = [fresh.get(old.capsule_id, old) for old in kept]
-        await self._publish(share, grant, members, list(fresh.values()), key, epoch)
+        try:
+            await self._publish(share, grant, members, list(fresh.values()), key, epoch)
+        finally:
+            wipe(key)
 
     def _terms(self, share: Share, member: Member) -> Terms:
         """Return what a grant of ``share`` says, to grant it again."""
@@ -408,7 +416,11 @@ class ShareBook:
                 await publish(services, publication)
             else:
                 # The newest head must be signed by a writer of the newest roster, so it is replaced with it.
-                await share.rotate(key or grant.epoch_key(), roster.epoch, publication, roster.writers)
+                again = key or grant.epoch_key()
+                try:
+                    await share.rotate(again, roster.epoch, publication, roster.writers)
+                finally:
+                    wipe(again)
         except MeshkitError:
             await trio.to_thread.run_sync(
                 services.state.set_members, [replace(member, revoked=now) for member in fresh]
@@ -438,8 +450,8 @@ class ShareBook:
         held = {share.row.ref for share in self.shares.values()}
         found, unreadable = [], 0
         for key, letter_id, blob in await self._letters(me):
-            if blob.startswith(CLAIM_MAGIC):
-                continue  # no letter: somebody comes with an invitation (see `Welcome`)
+            if blob.startswith((CLAIM_MAGIC, TOKEN_MAGIC)):
+                continue  # no letter: a claim (see `Welcome`), or a capability token (see `Tokens`)
             try:
                 letter = open_letter(key, blob)
             except MeshkitError:

@@ -159,6 +159,13 @@ class FileNode(Node):
             self._size, self._used = content.size, content.stored_bytes()
             self.content = None
 
+    def drop_content(self) -> None:
+        """Drop the content also of a file that is open, unless something in it is nowhere else."""
+        content = self.content
+        if content is not None and not (self.pins or self.dirty or content.changed):
+            self._size, self._used = content.size, content.stored_bytes()
+            self.content = None
+
 
 Child = Entry | Node
 

@@ -198,6 +198,10 @@ class Past:
             del self._views[view.version.hash]
             self._loaded.pop(view.version.hash, None)
 
+    def trees(self) -> list[Tree]:
+        """Return the trees of versions that are in memory."""
+        return [view.tree for view in self._views.values() if view.tree is not None]
+
     def refused(self) -> None:
         """The share was refused; see `PastShare.refused`."""
         for view in self._views.values():

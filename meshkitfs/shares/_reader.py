@@ -14,6 +14,7 @@ import trio
 
 from meshkitfs.core.blocks import VerifiedBlock, Where, open_block
 from meshkitfs.core.manifest import DirManifest, FileManifest, parse_manifest
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.providers import ByteStore
@@ -153,7 +154,13 @@ class BlockReader:
         while self._held > self._capacity and len(self._plain) > 1:
             self._held -= len(self._plain.popitem(last=False)[1])
 
-    def forget(self) -> None:
-        """Drop all plaintext (a share was refused or the identity locked)."""
+    def forget(self, *, wiped: bool = False) -> None:
+        """Drop all plaintext (a share was refused), and zero it if ``wiped`` (the identity was locked).
+
+        Nobody has a piece of it then: whoever is given one has used it before anything else runs.
+        """
+        for plain in self._plain.values() if wiped else ():
+            if isinstance(plain.obj, bytearray):
+                wipe(plain.obj)
         self._plain.clear()
         self._held = 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 
 import trio
 
@@ -29,6 +30,7 @@ from meshkitfs.shares._commit import freeze, settle, thaw, write_out
 from meshkitfs.shares._events import NodeChanged, PublishFailed
 from meshkitfs.shares._graft import Graft
 from meshkitfs.shares._history import History
+from meshkitfs.shares._locking import RefSeal, drop_content, seal_refs, unseal_refs
 from meshkitfs.shares._merge import Merge, Plan
 from meshkitfs.shares._nodes import FileNode, Node, inode_number
 from meshkitfs.shares._outbox import Outbox
@@ -38,6 +40,7 @@ from meshkitfs.shares._planting import plant
 from meshkitfs.shares._publishing import publish, signed_head, upload
 from meshkitfs.shares._sealer import Sealer
 from meshkitfs.shares._services import Counters, Services
+from meshkitfs.shares._tree import Tree
 from meshkitfs.shares._versions import Library
 from meshkitfs.shares._walk import FAULTS
 from meshkitfs.state import LocalCommit, ShareRow
@@ -52,6 +55,8 @@ RENEW_AHEAD_S = 60.0
 REFUSED_AGAIN_S = 5.0
 # How long to go on merging while others publish faster.
 RACE_DEADLINE_S = 30
+# How long locking waits for what is under way, for instance for a block of a slow store.
+LOCK_S = 15
 # How many versions before a missing one are tried as what two sides of a merge have in common.
 BASES_TRIED = 4
 
@@ -109,7 +114,7 @@ class Share(Access):
         if grant is not None and not current:
             return grant
         anew = current and self._undecided(right)
-        seen = self.services.metadata.tick(self.row.share) == self._tick
+        seen = self._store_tick() == self._tick
         # The newest head may be known and its tree still on the way here: that is not yet the newest state.
         if grant is not None and seen and not anew and grant.head.hash == self.base.hash:
             return grant
@@ -144,6 +149,46 @@ class Share(Access):
             await self.use("list", current=True)
         except MeshkitError as error:
             _log.debug("refresh of %r: %s", self, error.code)
+
+    # -- locking -----------------------------------------------------------------------------------
+
+    async def lock(self, error: MeshkitError, seal: RefSeal) -> None:
+        """End the grant with ``error`` (the identity is being locked), after what is unsaved was saved.
+
+        Content and keys go from memory, except of what could not be saved: that would be lost. If a commit or
+        a merge is under way and does not end, the keys in the tree stay too. The gate must be refusing
+        already, so that nothing begins anew.
+        """
+        with trio.move_on_after(LOCK_S):
+            async with self._cycle, self._change.held_off():
+                await self._save_for_lock()
+                self.refuse(error)
+                for tree in self._trees():
+                    seal_refs(tree, seal)
+        self.refuse(error)
+        for tree in self._trees():
+            drop_content(tree)
+
+    def _trees(self) -> list[Tree]:
+        return [*([self.tree] if self.tree is not None else []), *self.past.trees()]
+
+    async def _save_for_lock(self) -> None:
+        """Save what changed, under the grant as it is. Holds ``_cycle``, and nothing changes meanwhile."""
+        tree, grant = self.tree, self.grant
+        if tree is None:
+            return
+        tree.spill_nameless()
+        if tree.dirty and grant is not None and grant.alive and "write" in grant.rights:
+            try:
+                await self._commit_locally(grant)
+            except MeshkitError as error:
+                _log.warning("share %r: not saved before locking: %s (%s)", self, error.code, error.detail)
+
+    def unseal(self, seal: RefSeal) -> None:
+        """Undo what `lock` did to the tree; the grant is for the next use to get."""
+        for tree in self._trees():
+            unseal_refs(tree, seal)
+        self._refused_at = -inf
 
     @property
     def tree_root(self) -> Node | None:
@@ -321,7 +366,8 @@ class Share(Access):
                 try:
                     await self.flush()
                 except MeshkitError as error:
-                    _log.warning("share %r: %s, tried again later (%s)", self, error.code, error.detail)
+                    level = logging.DEBUG if error.code == "identity_locked" else logging.WARNING
+                    _log.log(level, "share %r: %s, tried again later (%s)", self, error.code, error.detail)
                 except Exception:
                     # A defect in one share must not take the mount down; its changes stay in memory.
                     _log.exception("share %r: the commit failed in a way nobody foresaw", self)

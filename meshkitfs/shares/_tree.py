@@ -95,6 +95,12 @@ class Tree:
             if isinstance(node, FileNode) and node.content is not None:
                 node.content.spill()
 
+    def spill_nameless(self) -> None:
+        """The same for files without a name only: no commit takes what was changed in them."""
+        for node in self._nameless:
+            if node.content is not None:
+                node.content.spill()
+
     def nameless_digests(self) -> set[bytes]:
         """Return the blocks of files that are open and have no name any more: no version will name them."""
         return {

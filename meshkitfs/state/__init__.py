@@ -6,8 +6,20 @@ sealed blocks on their way to the byte store. Nothing in either is plaintext on 
 """
 
 from meshkitfs.state._clock import Clock
+from meshkitfs.state._conditions import IssuedRow, OwnList
 from meshkitfs.state._database import State
 from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRow
 from meshkitfs.state._spool import Spool
 
-__all__ = ["Clock", "LocalCommit", "Mark", "Member", "Quarantine", "ShareRow", "Spool", "State"]
+__all__ = [
+    "Clock",
+    "IssuedRow",
+    "LocalCommit",
+    "Mark",
+    "Member",
+    "OwnList",
+    "Quarantine",
+    "ShareRow",
+    "Spool",
+    "State",
+]

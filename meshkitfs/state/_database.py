@@ -17,12 +17,15 @@ from typing import Any
 
 import apsw
 
+from meshkitfs.core.secret_memory import wipe_text
 from meshkitfs.errors import MeshkitError
+from meshkitfs.state._conditions import SCHEMA as CONDITIONS_SCHEMA
+from meshkitfs.state._conditions import ConditionRows
 from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRow
 
 __all__ = ["State"]
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 _SCHEMA = """
 -- One row per thing the mount shows at its top level; columns as in ShareRow.
@@ -75,6 +78,7 @@ CREATE TABLE begun(
 -- What a long job (verify, reencrypt, ...) has done already, so that it can be resumed: items by job.
 CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
 """,
+    2: CONDITIONS_SCHEMA,
 }
 
 _SHARE_COLUMNS = (
@@ -90,9 +94,12 @@ _MEMBER_COLUMNS = (
 class State:
     """An open state database; use `State.open`."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._db = connection
+    def __init__(self, connection: apsw.Connection, path: Path) -> None:
+        self._open: apsw.Connection | None = connection
+        self._path = path
         self._lock = threading.RLock()
+        # What vaults and capabilities need to remember.
+        self.conditions = ConditionRows(self._rows, self._transaction)
 
     def __repr__(self) -> str:
         return "<State>"
@@ -114,7 +121,9 @@ class State:
         db: apsw.Connection | None = None
         try:
             db = apsw.Connection(str(path), flags=flags)
-            db.pragma("hexkey", key.hex())
+            text = key.hex()
+            db.pragma("hexkey", text)
+            wipe_text(text)
             db.set_busy_timeout(5000)
             db.pragma("journal_mode", "wal")
             db.pragma("synchronous", "FULL")
@@ -139,11 +148,29 @@ class State:
             if isinstance(error, apsw.Error):
                 raise _classified(error) from error
             raise
-        return cls(db)
+        return cls(db, path)
 
     def close(self) -> None:
+        """Close the database, and with it forget its key and every page of it. May be called again.
+
+        From then on everything raises ``identity_locked``, until `reopen`.
+        """
         with self._lock:
-            self._db.close()
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+
+    def reopen(self, key: bytes) -> None:
+        """Open the database again after `close`. Raises as `open` does."""
+        with self._lock:
+            if self._open is None:
+                self._open = State.open(self._path, key)._open
+
+    @property
+    def _db(self) -> apsw.Connection:
+        if self._open is None:
+            raise MeshkitError("identity_locked", "state.db is closed until the identity is unlocked")
+        return self._open
 
     @contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:

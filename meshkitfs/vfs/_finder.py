@@ -87,6 +87,8 @@ class Finder:
         # Above the inode numbers of the root and the control files, below those of objects.
         self._next_handle = 1 << 16
         self._born = time.time_ns()
+        # Why there is nothing to see here: the identity is locked. None while it is not.
+        self.closed: Callable[[], MeshkitError | None] = lambda: None
 
     def on_event(self, event: Event) -> None:
         """Turn what a share tells into what the kernel has to forget."""
@@ -177,6 +179,14 @@ class Finder:
         self._shares[node.ino] = share
         return attr_of(share, node)
 
+    def _hidden(self, share: AnyShare, ino: int) -> MeshkitError | None:
+        """Return why even what the kernel was told before is not told now; None if it is.
+
+        While the identity is locked. The root of a share still shows why.
+        """
+        closed = self.closed()
+        return closed if closed is not None and ino != getattr(share, "share", share).root_ino else None
+
     def _root_attr(self) -> Attr:
         count = len(self.book.shares)
         return Attr(
@@ -202,6 +212,9 @@ class Finder:
             if name == CONTROL_NAME:
                 return self._control.attr(CONTROL_INO)
             top = self.book.shares.get(name)
+            closed = self.closed()
+            if top is None and closed is not None:
+                raise closed
             if top is None:
                 return absent(1.0)
             return await self._share_attr(top)
@@ -240,6 +253,8 @@ class Finder:
     def _remembered(self, parent: int, name: bytes, error: MeshkitError) -> Attr:
         """Answer for a name of a refused share the kernel was told before; raise ``error`` for others."""
         share, node = self._known(parent)
+        if error.code == "identity_locked":
+            raise error
         child = (node.children or {}).get(name) if isinstance(node, DirNode) else None
         if isinstance(child, Node):
             child.lookups += 1
@@ -306,6 +321,9 @@ class Finder:
         if ino in self._snapshots:
             return self._snapshots.attr(ino)
         share, node = self._known(ino)
+        hidden = self._hidden(share, ino)
+        if hidden is not None:
+            raise hidden
         if node is None:
             return await self._share_attr(share)
         return attr_of(share, node)

@@ -38,6 +38,9 @@ class Listing(Finder):
     @noted
     async def opendir(self, ino: int) -> int:
         if ino == ROOT_INO or ino in self._control:
+            closed = self.closed()
+            if closed is not None and ino == ROOT_INO:
+                raise closed
             return self._handle(DirHandle(ino, None))
         versioned = self._snapshots.share_of(ino)
         if versioned is not None:
@@ -70,6 +73,9 @@ class Listing(Finder):
                 yield name, self._control.attr(ino), i + 1
 
     def _read_root(self, handle: DirHandle, start: int) -> Iterator[tuple[bytes, Attr, int]]:
+        closed = self.closed()
+        if closed is not None:
+            raise closed
         if start == _DOTS:
             handle.names = sorted(self.book.shares)
         for i in range(start, len(handle.names) + _DOTS):

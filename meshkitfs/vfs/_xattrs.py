@@ -54,6 +54,8 @@ def _time(seconds: int) -> str:
 def _recipients(share: AnyShare) -> str:
     if not share.row.mine:
         return share.services.who
+    if share.refusal is not None and share.refusal.code == "identity_locked":
+        return ""  # this device's memory is closed
     members = share.services.state.members(share.row.share)
     return ",".join(sorted({member.handle for member in members if not member.revoked}))
 
@@ -62,9 +64,7 @@ def _capabilities(share: AnyShare, runtime: Runtime) -> str:
     grant = share.grant
     value = runtime() | {
         "rights": sorted(grant.rights) if grant is not None else [],
-        "caveats": [share.grant.capsule.cap]
-        if grant is not None and share.grant and share.grant.capsule.cap
-        else [],
+        "caveats": list(grant.caveats) if grant is not None else [],
         "enforcement": "client",
     }
     return json.dumps(value, sort_keys=True)
