@@ -155,7 +155,7 @@ def resealed(identity: Identity, **changes: object) -> bytes:
         "chain": list(identity.chain),
     } | changes
     payload = {name: value for name, value in payload.items() if value is not ...}
-    key = ids._identity._key(WRAPPING)
+    key = ids._identity.sealing_key(WRAPPING)
     return bytes(cobblestone.seal(key, b"mk/identity@1", cbor.encode(payload), prefix=b"MKID\x01"))
 
 
@@ -178,7 +178,7 @@ def test_fields_that_do_not_belong_together_are_refused(alice, bob):
     for changes in wrong:
         with refused("identity_corrupt"):
             ids.open_identity(resealed(alice, **changes), WRAPPING)
-    key = ids._identity._key(WRAPPING)
+    key = ids._identity.sealing_key(WRAPPING)
     with refused("identity_corrupt"):
         ids.open_identity(
             bytes(cobblestone.seal(key, b"mk/identity@1", b"\x01", prefix=b"MKID\x01")), WRAPPING
