@@ -15,6 +15,7 @@ from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
+from ._operator import operator_commands
 from ._policies import policy_commands
 from ._serve import serve_commands
 
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     _look_commands(add)
     keeping_commands(add)
     serve_commands(add)
+    operator_commands(add, _count)
     return parser
 
 

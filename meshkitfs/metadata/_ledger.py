@@ -110,7 +110,8 @@ class Ledger:
                 self._now(),
                 text,
             )
-            self._charge(db, who, len(text))
+            old = 0 if found is None else len(found[1])
+            _desk.recharge(db, who.handle, old, len(text), self._limit)
 
         await self._home.write(work)
 
@@ -246,6 +247,7 @@ class Ledger:
                 return int(seq)  # its answer was lost
             if seq != expect:
                 raise MeshkitError("head_conflict", f"vault record {seq} is in force, not {expect}")
+            before = _vault_size(db, vault, old)
             db.run(
                 "INSERT INTO vaults (id, owner, seq, record) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, record = excluded.record",
@@ -254,7 +256,7 @@ class Ledger:
             db.run("DELETE FROM vault_members WHERE id = ?", vault)
             for kid in sorted(set(members)):
                 db.run("INSERT INTO vault_members (id, kid) VALUES (?, ?)", vault, kid)
-            self._charge(db, who, len(record) + 16 * len(members))
+            _desk.recharge(db, who.handle, before, _vault_size(db, vault, record), self._limit)
             return expect + 1
 
         return await self._home.write(work)
@@ -278,8 +280,12 @@ class Ledger:
 
         def work(db: Connection) -> bool:
             db.lock("vault", vault)
-            if not db.run("DELETE FROM vaults WHERE id = ? AND owner = ?", vault, who.handle):
+            query = "SELECT record FROM vaults WHERE id = ? AND owner = ?"
+            record = value(db, query, vault, who.handle)
+            if record is None:
                 return False
+            _desk.give_back(db, who.handle, "bytes", _vault_size(db, vault, record))
+            db.run("DELETE FROM vaults WHERE id = ?", vault)
             db.run("DELETE FROM vault_members WHERE id = ?", vault)
             return True
 
@@ -376,6 +382,11 @@ class Ledger:
 def _job(db: Connection, who: Member, job_id: bytes) -> Job | None:
     found = row(db, _JOB + "WHERE id = ? AND handle = ?", job_id, who.handle)
     return None if found is None else Job(*found)
+
+
+def _vault_size(db: Connection, vault: bytes, record: bytes) -> int:
+    """What a vault as it is now takes of its owner's quota."""
+    return len(record) + 16 * len(_members(db, vault))
 
 
 def _members(db: Connection, vault: bytes) -> tuple[bytes, ...]:
