@@ -12,6 +12,7 @@ from .. import __version__
 from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _mounting, _people, _providers, _shares
+from ._audit import audit_commands
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _past_commands(add)
     _people_commands(add)
     _look_commands(add)
+    audit_commands(add, _count)
     keeping_commands(add)
     serve_commands(add)
     operator_commands(add, _count)

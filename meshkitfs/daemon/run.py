@@ -60,7 +60,7 @@ async def run_mount(
                 ),
             }
         )
-        fs = MeshFilesystem(session.book, files, session.runtime, session.note)
+        fs = MeshFilesystem(session.book, files, session.runtime, session.note, session.auditing.record)
         session.listeners.append(fs.on_event)
         service.fault_of = lambda node: fs.faults.of(node.ino)
         await nursery.start(_on_signal, ending.stop)

@@ -95,6 +95,7 @@ class Service:
             **Keeping(session).methods,
             **Inviting(session).methods,
             **self._policies.methods,
+            **session.auditing.methods,
         }
 
     @classmethod

@@ -18,6 +18,7 @@ import trio
 
 from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
+from meshkitfs.daemon.auditing import Auditing
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policy_provider import open_deciders
@@ -100,6 +101,7 @@ class Session:
     book: ShareBook
     contacts: ContactBook
     welcome: Welcome
+    auditing: Auditing
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
@@ -145,6 +147,7 @@ class Session:
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session._resume)
+            nursery.start_soon(session.auditing.run)
             stack.push_async_callback(session._close)
             yield session
 
@@ -179,7 +182,7 @@ class Session:
         welcome = Welcome(book, services, lambda: identity, lambda: contacts)
         session = cls(
             home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
-            welcome,
+            welcome, Auditing(state, settings.audit, book),
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -295,6 +298,7 @@ class Session:
         """Publish what is not published yet; what cannot be stays in the spool for the next start."""
         with trio.CancelScope(shield=True):
             await self.secure()
+            await self.auditing.flush()
         with trio.move_on_after(self.closing_s, shield=True):
             for share in list(self.book.shares.values()):
                 if share.dirty:

@@ -22,7 +22,7 @@ from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRo
 
 __all__ = ["State"]
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 _SCHEMA = """
 -- One row per thing the mount shows at its top level; columns as in ShareRow.
@@ -74,6 +74,15 @@ CREATE TABLE begun(
 ) WITHOUT ROWID;
 -- What a long job (verify, reencrypt, ...) has done already, so that it can be resumed: items by job.
 CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
+""",
+    2: """
+-- What was opened on this device, or refused; columns as in AuditLine.
+CREATE TABLE audit(
+    n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, share BLOB NOT NULL,
+    path BLOB NOT NULL, action TEXT NOT NULL, code TEXT NOT NULL, program TEXT NOT NULL,
+    times INTEGER NOT NULL
+);
+CREATE INDEX audit_by_time ON audit(last);
 """,
 }
 
