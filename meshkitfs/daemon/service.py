@@ -357,7 +357,12 @@ class Service:
             failure = self.fault_of(node) or share.stuck
         except MeshkitError as error:
             failure = error
-        data: dict[str, Any] = {"path": relative, "share": share.name, "steps": trace.as_list(), "code": ""}
+        data: dict[str, Any] = {
+            "path": relative,
+            "share": share.name,
+            "steps": describe.steps(session, trace),
+            "code": "",
+        }
         return data if failure is None else data | failure.as_dict()
 
     async def _clock_reset(self) -> dict[str, Any]:

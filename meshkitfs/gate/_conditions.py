@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from meshkitfs.core.cid import cid_text
+from meshkitfs.core.keys import kid_of
 from meshkitfs.core.records import Capsule
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate._trace import Step, Trace
@@ -58,16 +59,19 @@ class Conditions:
         proofs = met.proofs
         if capsule.vault:
             with trace.step("vault") as step:
+                step.rule = str(capsule.vault)
                 proofs["vault_membership_required"] = await self._vault(capsule, now, step)
         else:
             trace.skip("vault", "the grant names no vault")
         if capsule.cap:
             with trace.step("capability") as step:
+                step.rule = str(capsule.cap)
                 proofs["capability_required"] = await self._capability(capsule, now, step)
         else:
             trace.skip("capability", "the grant asks for no capability token")
         if capsule.pol:
             with trace.step("policy") as step:
+                step.rule = str(capsule.pol.get("id"))
                 await self._policies(capsule, sorted(rights), action, now, step, met)
         else:
             trace.skip("policy", "the grant names no policy")
@@ -107,7 +111,11 @@ class Conditions:
             f"policy '{demand.id}' allows {', '.join(sorted(allowed))} for {until - now} s"
             + (", asked again at the next open" if met.one_open else "")
             + (f"; {reason}" if reason else "")
-            + (f"; not {', '.join(sorted(met.withheld))}" if met.withheld else "")
+            + (f"; not {', '.join(sorted(met.withheld))}" if met.withheld else ""),
+            by=demand.url or ("the rules in the grant" if demand.rules else "the policy provider"),
+            signer=kid_of(demand.key) if demand.key else b"",
+            until=until,
+            rule=demand.id,
         )
 
     async def _decide(
