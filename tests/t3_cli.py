@@ -93,7 +93,7 @@ COMMANDS = dict(leaves(build_parser()))
 
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
-        "audit", "service members", "service shares", "service audit", "service stats", "service remove-member",
+        "audit", "decline", "service members", "service shares", "service audit", "service stats", "service remove-member",
         "service remove-share", "service readmit", "service release-handle",
         "init", "mount", "umount", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",

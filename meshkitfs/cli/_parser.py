@@ -152,7 +152,8 @@ def _setup_commands(add: _Adder) -> None:
     init.add_argument(
         "--invitation",
         metavar="FILE",
-        help="an invitation (mode 0600, or - for stdin): uses the metadata service in it, and claims it",
+        help="an invitation or its link in a file (mode 0600), or - for stdin: uses the metadata service and "
+        "the byte store in it, and claims it",
     )
     init.add_argument(
         "--no-publish", action="store_true", help="do not publish the identity in the directory"
@@ -312,6 +313,8 @@ def _share_commands(add: _Adder) -> None:
         help="the id from 'meshkitfs inbox', or its beginning (4 characters), or the name",
     )
     accept.add_argument("--name", metavar="NAME", help="how to call it here")
+    decline = add.command("decline", _shares.decline, "throw an invitation away; its sender is not told")
+    decline.add_argument("letter", metavar="ID", help="as in 'accept'")
 
 
 def _past_commands(add: _Adder) -> None:

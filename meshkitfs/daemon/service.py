@@ -78,6 +78,7 @@ class Service:
             "share.accept_rollback": self._share_accept_rollback,
             "inbox.list": self._inbox_list,
             "inbox.accept": self._inbox_accept,
+            "inbox.decline": self._inbox_decline,
             "identity.show": self._identity_show,
             "identity.publish": self._identity_publish,
             "contacts.list": self._contacts_list,
@@ -245,6 +246,11 @@ class Service:
     async def _inbox_accept(self, letter: str, name: str | None = None) -> dict[str, Any]:
         share = await self.session.book.accept(letter, os.fsencode(name) if name else None)
         return await self._described(share)
+
+    async def _inbox_decline(self, letter: str) -> dict[str, Any]:
+        declined = await self.session.book.decline(letter)
+        contacts = {contact.handle: contact for contact in self.session.contacts.list()}
+        return describe.invitation(declined, contacts)
 
     async def _identity_show(self) -> dict[str, Any]:
         session = self.session

@@ -156,6 +156,11 @@ def code_hash(code: str) -> bytes:
     return hashlib.sha256(b"mk/invitation@1\0" + code.encode()).digest()
 
 
+def invitation_id(code: str) -> bytes:
+    """By what an invitation is called where its code must not be."""
+    return code_hash(code)[:16]
+
+
 def invite(db: Connection, inviter: str, code: str, now: int, expires: int) -> bytes:
     """Make an invitation; returns its id. Raises quota_exceeded."""
     digest = code_hash(code)
@@ -167,12 +172,12 @@ def invite(db: Connection, inviter: str, code: str, now: int, expires: int) -> b
         "INSERT INTO invitations (hash, id, inviter, created, expires) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO NOTHING",
         digest,
-        digest[:16],
+        invitation_id(code),
         inviter,
         now,
         expires,
     )
-    return digest[:16]
+    return invitation_id(code)
 
 
 def use_invitation(db: Connection, code: str, handle: str, now: int) -> None:

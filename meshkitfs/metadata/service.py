@@ -305,6 +305,11 @@ class Service:
         await self.home.write(work)
         return code, now + expires_in
 
+    @staticmethod
+    def invitation_id(code: str) -> bytes:
+        """By what its member takes an invitation back."""
+        return _desk.invitation_id(code)
+
     async def invitations(self, who: Member) -> list[Invitation]:
         """One's own invitations."""
         return await self.home.read(lambda db: _desk.invitations(db, who.handle))
