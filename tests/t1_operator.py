@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 
+import psycopg
 import pytest
-from service import HERE, Person, Service, refused
+from postgres import binaries
+from service import HERE, Person, Service, refused, unb64
 from t1_metadata_contract import cluster, identity  # noqa: F401 - a fixture
 
 from meshkitfs import cli
+from meshkitfs.core.cose import record_hash
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.metadata import _desk
 from meshkitfs.metadata._wire import b64
@@ -253,3 +256,45 @@ def test_an_unknown_database_is_not_made(tmp_path):
     assert done.returncode == 7
     assert "metadata_unavailable" in done.stderr
     assert not (tmp_path / "none.db").exists()
+
+
+def test_a_dump_of_the_database_is_a_service_again(cluster, tmp_path):  # noqa: F811
+    """As docs/operations.md says: dumped while it runs, restored into a new database, served again."""
+    before = cluster.address.replace("dbname=postgres", "dbname=before")
+    after = cluster.address.replace("dbname=postgres", "dbname=after")
+    tools = binaries()
+    with psycopg.connect(cluster.address, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE before")
+        connection.execute("CREATE DATABASE after")
+    with Service(before) as running:
+        alice = newcomer(running, "alice")
+        share = alice.new_share()
+        state = alice.state(share).json()
+        dump = tmp_path / "dump"
+        subprocess.run([tools / "pg_dump", "-Fc", "-f", dump, before], check=True, capture_output=True)
+        alice.publish(share, head=share.head())  # lost: it came after the dump
+    subprocess.run([tools / "pg_restore", "-d", after, dump], check=True, capture_output=True)
+    with Service(after) as running:
+        alice.service = running
+        cursor = alice.changes([share])["cursor"]
+        restored = alice.state(share).json()
+        assert {name: restored[name] for name in ("capsules", "roster", "head")} == {
+            name: state[name] for name in ("capsules", "roster", "head")
+        }
+        share.ver, share.prev = 1, record_hash(unb64(restored["head"]))
+        alice.publish(share, head=share.head())
+        assert alice.changes([share], after=cursor)["shares"] == [b64(share.share)]
+        assert running.stop() == 0
+
+
+def test_an_instance_does_not_touch_a_database_of_a_later_release(cluster, tmp_path):  # noqa: F811
+    place = cluster.fresh()
+    with Service(place) as running:
+        assert running.stop() == 0
+    with psycopg.connect(place, autocommit=True) as connection:
+        connection.execute("UPDATE schema_version SET version = 99")
+    late = Service(place, check=False)
+    with pytest.raises(AssertionError, match="metadata_unavailable"):
+        late.start()
+    with psycopg.connect(place) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(99,)]
