@@ -93,6 +93,8 @@ COMMANDS = dict(leaves(build_parser()))
 
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
+        "audit", "decline", "service members", "service shares", "service audit", "service stats", "service remove-member",
+        "service remove-share", "service readmit", "service release-handle",
         "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",

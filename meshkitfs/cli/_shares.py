@@ -17,6 +17,7 @@ __all__ = [
     "accept_rollback",
     "add",
     "create",
+    "decline",
     "inbox",
     "list_shares",
     "reencrypt",
@@ -241,6 +242,16 @@ def accept(context: Context, args: argparse.Namespace) -> int:
     data = context.call("inbox.accept", {"letter": args.letter, "name": args.name})
     name = data.get("name") or data.get("share")
     context.out.result(data, [f"Accepted: it is now in your mount as {printable(name)}."])
+    return 0
+
+
+def decline(context: Context, args: argparse.Namespace) -> int:
+    """``decline LETTER``"""
+    data = context.call("inbox.decline", {"letter": args.letter})
+    lines = [f"Thrown away: {printable(data['name'])} of {printable(data['from'])}, who is not told."]
+    if data["accepted"]:
+        lines.append("It was accepted before, and stays in your mount.")
+    context.out.result(data, lines)
     return 0
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.entries import FILE
+from meshkitfs.core.keys import fingerprint, kid_of
 from meshkitfs.daemon.session import Incident, Session
 from meshkitfs.errors import TABLE
+from meshkitfs.gate import Trace
 from meshkitfs.identity import Contact
 from meshkitfs.metadata import HttpMetadata
 from meshkitfs.shares import DirNode, Invitation, Share
@@ -203,6 +205,22 @@ def _metadata(session: Session) -> dict[str, Any]:
     if isinstance(metadata, HttpMetadata):
         data |= {"feed": "live" if metadata.feed.live else "down", "problem": metadata.feed.problem}
     return data
+
+
+def steps(session: Session, trace: Trace) -> list[dict[str, str]]:
+    """Describe a walk through the gate, with the fingerprint of who signed, and how sure one is of it."""
+    known: dict[str, tuple[str, str, str]] = {}
+    me = session.identity.public
+    for contact in session.contacts.list():
+        kid = kid_of(contact.public.sig).hex()
+        known[kid] = (contact.handle, contact.fingerprint, str(contact.trust))
+    for own in (kid_of(me.sig), session.identity.encryption.kid):
+        known[own.hex()] = (me.handle, fingerprint(me.root), "self")
+    found = []
+    for step in trace.as_list():
+        by, mark, trust = known.get(step["signer"], (step["by"], "", ""))
+        found.append(step | {"by": by, "fingerprint": mark, "trust": trust})
+    return found
 
 
 def status_json(session: Session, lock: Lock, mounted: dict[str, Any]) -> bytes:

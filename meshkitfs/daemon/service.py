@@ -82,6 +82,7 @@ class Service:
             "share.accept_rollback": self._share_accept_rollback,
             "inbox.list": self._inbox_list,
             "inbox.accept": self._inbox_accept,
+            "inbox.decline": self._inbox_decline,
             "identity.show": self._identity_show,
             "identity.publish": self._identity_publish,
             "contacts.list": self._contacts_list,
@@ -102,6 +103,7 @@ class Service:
             **Inviting(session).methods,
             **self._policies.methods,
             **Conditions(session, self._bound).methods,
+            **session.auditing.methods,
         }
 
     @classmethod
@@ -263,6 +265,11 @@ class Service:
         share = await self.session.book.accept(letter, os.fsencode(name) if name else None)
         return await self._described(share)
 
+    async def _inbox_decline(self, letter: str) -> dict[str, Any]:
+        declined = await self.session.book.decline(letter)
+        contacts = {contact.handle: contact for contact in self.session.contacts.list()}
+        return describe.invitation(declined, contacts)
+
     async def _identity_show(self) -> dict[str, Any]:
         session = self.session
         data = report(session.identity, int(time.time())).as_dict()
@@ -384,7 +391,12 @@ class Service:
             failure = self.fault_of(node) or share.stuck
         except MeshkitError as error:
             failure = error
-        data: dict[str, Any] = {"path": relative, "share": share.name, "steps": trace.as_list(), "code": ""}
+        data: dict[str, Any] = {
+            "path": relative,
+            "share": share.name,
+            "steps": describe.steps(session, trace),
+            "code": "",
+        }
         return data if failure is None else data | failure.as_dict()
 
     async def _clock_reset(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from meshkitfs import keyvault
 from meshkitfs.core.secret_memory import SecretBytes, scrub_thread, wipe
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
+from meshkitfs.daemon.auditing import Auditing
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policy_provider import open_deciders
@@ -110,6 +111,7 @@ class Session:
     lists: OwnLists
     vaults: Vaults
     tokens: Tokens
+    auditing: Auditing
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
@@ -170,6 +172,7 @@ class Session:
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session.resume)
             nursery.start_soon(session._watch_tokens)
+            nursery.start_soon(session.auditing.run)
             stack.push_async_callback(session._close)
             yield session
 
@@ -211,6 +214,7 @@ class Session:
         session = cls(
             home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
             welcome, lists, vaults, tokens,
+            Auditing(state, settings.audit, book),
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -359,6 +363,7 @@ class Session:
         """Publish what is not published yet; what cannot be stays in the spool for the next start."""
         with trio.CancelScope(shield=True):
             await self.secure()
+            await self.auditing.flush()
         with trio.move_on_after(self.closing_s, shield=True):
             for share in list(self.book.shares.values()):
                 if share.dirty:

@@ -118,36 +118,46 @@ class Gate:
     async def _walk(self, row: ShareRow, action: str | None, trace: Trace) -> Grant:
         with trace.step("identity") as step:
             key = self._encryption()
-            step.note(f"encryption key {key.kid.hex()[:16]}")
+            step.note(f"encryption key {key.kid.hex()[:16]}", signer=key.kid)
         # Read before asking: what the store answers then can only be newer, unless it goes back.
         mark = self._state.mark(row.share)
+        by, owner = row.owner_handle, kid_of(row.owner_public)
         with trace.step("capsule") as step:
             found = await self._ask(row, key)
             capsules = evidence.capsules(found, row, key)
-            step.note(f"{len(capsules)} signed by {row.owner_handle}")
+            ends = max(capsule.exp for capsule in capsules.values())
+            step.note(f"{len(capsules)} signed by {row.owner_handle}", until=ends, by=by, signer=owner)
         with trace.step("roster") as step:
             roster, roster_hash = evidence.roster(found, row, mark)
+            step.note(f"roster {roster.seq}", since=roster.iat, until=roster.exp, by=by, signer=owner)
             if roster.seq > mark.roster_seq:
                 # Signed by the owner, so it has been seen, also if it says that this grant was revoked:
                 # an older one that still lists it must not be believed later.
                 mark = replace(mark, roster_seq=roster.seq, roster_hash=roster_hash)
                 await trio.to_thread.run_sync(self._state.raise_mark, row.share, mark)
             capsule, capsule_hash = evidence.listed(capsules, roster, row)
-            step.note(f"roster {roster.seq} lists capsule {capsule.id.hex()[:16]}")
+            step.evidence = f"roster {roster.seq} lists capsule {capsule.id.hex()[:16]}"
         with trace.step("freshness") as step:
             now = self._clock.now()
             stamp = evidence.timestamp(found, roster, roster_hash, now)
             fresh_until = evidence.fresh_until(stamp)
-            step.note(f"timestamp of {now - stamp.iat} s ago, good for {fresh_until - now} s more")
+            step.note(
+                f"timestamp of {now - stamp.iat} s ago, good for {fresh_until - now} s more",
+                by="the metadata store",
+                signer=stamp.signer,
+                since=stamp.iat,
+                until=fresh_until,
+            )
         with trace.step("validity") as step:
+            step.note("", since=capsule.nbf, until=capsule.exp, by=by, signer=owner)
             if now + evidence.SKEW_S < capsule.nbf:
                 raise MeshkitError("share_expired", f"valid in {capsule.nbf - now} s")
             if now >= capsule.exp:
                 raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
-            step.note(f"for {capsule.exp - now} s more")
+            step.evidence = f"for {capsule.exp - now} s more"
         with trace.step("rights") as step:
             granted = implied(capsule.rights)
-            step.note(", ".join(sorted(granted)))
+            step.note(", ".join(sorted(granted)), rule=action or "any", by=by, signer=owner)
             if action is not None and action not in granted:
                 raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
         met = await self._conditions.check(capsule, roster, granted, action, now, trace)
@@ -162,7 +172,7 @@ class Gate:
             step.note("unwrapped; matches the commitment in the signed capsule")
         with trace.step("head") as step:
             head = await self._head(found, row, capsule, roster, mark)
-            step.note(f"version {head.version}" if head.version else "no version yet")
+            step.note(f"version {head.version}", signer=head.writer, since=head.time)
         # The marks are on the disk before anything that they cover can be read (design: rollback memory).
         if capsule.grant == "live" and head.version > mark.head_version:
             new_mark = replace(mark, head_version=head.version, head_hash=head.hash)

@@ -437,13 +437,8 @@ class ShareBook:
         The sender becomes a contact. Raises ``letter_not_found``, ``contact_key_changed``.
         """
         me = self._identity()
-        invitations, _ = await self.inbox()
-        matches = [item for item in invitations if len(wanted) >= 4 and item.id.startswith(wanted)]
-        matches = matches or [item for item in invitations if os.fsdecode(item.letter.name) == wanted]
-        if len(matches) != 1:
-            detail = f"'{wanted}' fits {len(matches)} invitations" if matches else wanted
-            raise MeshkitError("letter_not_found", detail)
-        letter = matches[0].letter
+        found = await self._invitation(wanted)
+        letter = found.letter
         offer, sender = letter.offer, letter.sender
         assert offer is not None  # open_letter sets both
         assert sender is not None
@@ -458,8 +453,27 @@ class ShareBook:
         if held is None:
             await trio.to_thread.run_sync(self._services.state.add_share, row)
             held = self.shares[row.name] = Share(row, self._services)
-        await self._services.metadata.delete_letter(me.encryption.kid, matches[0].letter_id)
+        await self._services.metadata.delete_letter(me.encryption.kid, found.letter_id)
         return held
+
+    async def decline(self, wanted: str) -> Invitation:
+        """Throw an invitation away, which is named as for `accept`; the sender is not told.
+
+        What was accepted already stays. Raises ``letter_not_found``.
+        """
+        found = await self._invitation(wanted)
+        await self._services.metadata.delete_letter(self._identity().encryption.kid, found.letter_id)
+        return found
+
+    async def _invitation(self, wanted: str) -> Invitation:
+        """Return the one invitation of that id (at least 4 characters of it) or name."""
+        invitations, _ = await self.inbox()
+        matches = [item for item in invitations if len(wanted) >= 4 and item.id.startswith(wanted)]
+        matches = matches or [item for item in invitations if os.fsdecode(item.letter.name) == wanted]
+        if len(matches) != 1:
+            detail = f"'{wanted}' fits {len(matches)} invitations" if matches else wanted
+            raise MeshkitError("letter_not_found", detail)
+        return matches[0]
 
     def _free_name(self, name: bytes | None, letter: Letter, owner: str) -> bytes:
         """Return ``name``, or the sender's name for it with the sender's own behind ("photos (bob)")."""

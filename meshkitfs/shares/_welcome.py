@@ -54,6 +54,8 @@ class Pending:
     root: str = ""
     handle: str = ""
     refused: tuple[str, ...] = ()
+    # What takes the code in it back at the metadata service; empty if there is none.
+    joining: str = ""
 
     def live(self, now: int) -> bool:
         """Whether a claim can still lead to a grant."""
@@ -106,10 +108,13 @@ class Welcome:
         """Whether a claim may come."""
         return any(item.live(self._now) for item in self.items())
 
-    async def invite(self, name: str, terms: Terms, until: int, url: str, join: str) -> tuple[Pending, str]:
+    async def invite(
+        self, name: str, terms: Terms, until: int, url: str, join: str, *, joining: str = "", store: str = ""
+    ) -> tuple[Pending, str]:
         """Make an invitation to the share ``name`` of this home's own; returns it with the ticket, a secret.
 
-        ``url`` and ``join`` are where the newcomer finds the metadata service, and what it asks them for.
+        ``url`` and ``join`` are where the newcomer finds the metadata service, and what it asks them for;
+        ``joining`` is by what the service takes that back, ``store`` the byte store, as `Ticket` has it.
         Raises ``share_not_found``, ``not_owner``.
         """
         share, me = self._book.find(name), self._identity()
@@ -118,7 +123,7 @@ class Welcome:
         # A grant of somebody else's name is written into the ticket as text.
         shown = share.row.name.decode(errors="replace")
         secret, ticket_id = SigningKey.generate(), os.urandom(16)
-        ticket = Ticket(ticket_id, secret.seed, url, join, me.record, until, shown)
+        ticket = Ticket(ticket_id, secret.seed, url, join, me.record, until, shown, store)
         made = Pending(
             ticket_id.hex(),
             share.row.ref.hex(),
@@ -127,6 +132,7 @@ class Welcome:
             terms.rights,
             terms.expires,
             until,
+            joining=joining,
         )
         text = ticket.to_text(me.signing)
         async with self._turn:

@@ -25,7 +25,7 @@ from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRo
 
 __all__ = ["State"]
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 
 _SCHEMA = """
 -- One row per thing the mount shows at its top level; columns as in ShareRow.
@@ -79,6 +79,15 @@ CREATE TABLE begun(
 CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
 """,
     2: CONDITIONS_SCHEMA,
+    3: """
+-- What was opened on this device, or refused; columns as in AuditLine.
+CREATE TABLE audit(
+    n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, share BLOB NOT NULL,
+    path BLOB NOT NULL, action TEXT NOT NULL, code TEXT NOT NULL, program TEXT NOT NULL,
+    times INTEGER NOT NULL
+);
+CREATE INDEX audit_by_time ON audit(last);
+""",
 }
 
 _SHARE_COLUMNS = (
