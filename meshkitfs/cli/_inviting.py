@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import MeshkitError
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, fields, printable, table
+from ._output import ago, clock, duration, fields, printable, table
 from ._targets import share_path
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def invite(context: Context, args: argparse.Namespace) -> int:
                     "rights": args.rights,
                     "expires": args.expires,
                     "within": args.within,
+                    "offline_grace": args.offline_grace,
                 },
             )
             file.write(data.pop("ticket") + "\n")
@@ -52,6 +53,7 @@ def invite(context: Context, args: argparse.Namespace) -> int:
             ("rights", ", ".join(data["rights"])),
             ("good for one person until", clock(data["until"])),
             ("access until", ago(data["expires"] or None)),
+            ("offline grace", duration(data["offline_grace"]) if data.get("offline_grace") else None),
         ]
     )
     lines += [
@@ -150,6 +152,7 @@ def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
         "--rights", metavar="LIST", type=rights, default=["read"], help="as in 'share add' (default: read)"
     )
     make.add_argument("--expires", metavar="WHEN", help="when the access ends, as in 'share add'")
+    make.add_argument("--offline-grace", metavar="TIME", help="as in 'share add'")
     make.add_argument(
         "--within", metavar="TIME", default="7d", help="how long it can be claimed, 60s to 30d (default: 7d)"
     )

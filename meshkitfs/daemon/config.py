@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FSYNC",
     "KEY_VAULTS",
+    "AccessConfig",
     "Config",
     "KeyVaultConfig",
     "MetadataConfig",
@@ -48,8 +49,11 @@ MAX_BYTES: Final = 64 * 1024
 KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
-    *("metadata", "keyVault", "mount", "writing"),  # ours
+    *("metadata", "keyVault", "mount", "writing", "access"),  # ours
 )
+# A proof of freshness is good for no longer; less would end with every answer that is a little late.
+LEASE_LEAST: Final = 15
+LEASE_MOST: Final = 300
 FSYNC: Final = ("published", "journal")
 # Less would make every larger file wait for the provider block by block.
 SPOOL_LEAST: Final = 16 << 20
@@ -179,6 +183,13 @@ class WritingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """How long access goes on while nobody confirms it: ``lease_seconds``, `LEASE_LEAST` to `LEASE_MOST`."""
+
+    lease_seconds: int = LEASE_MOST
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """What one mount is told on the command line.
 
@@ -203,6 +214,7 @@ class Config:
     mount: MountConfig = field(default_factory=MountConfig)
     writing: WritingConfig = field(default_factory=WritingConfig)
     policy: PolicyConfig | None = None
+    access: AccessConfig = field(default_factory=AccessConfig)
 
     def as_dict(self, base: Path) -> dict[str, Any]:
         """Return the JSON form. Paths below ``base`` are written relative, so that a home can be moved."""
@@ -225,6 +237,8 @@ class Config:
             writing["spoolLimit"] = self.writing.spool_limit
         if writing:
             result["writing"] = writing
+        if self.access != AccessConfig():
+            result["access"] = {"leaseSeconds": self.access.lease_seconds}
         return result
 
 
@@ -331,6 +345,7 @@ class _Reader:
             mount=self._mount(top.get("mount", {})),
             writing=self._writing(top.get("writing", {})),
             policy=self._policy(top["policy"]) if "policy" in top else None,
+            access=self._access(top.get("access", {})),
         )
 
     def _policy(self, value: Any) -> PolicyConfig:
@@ -439,6 +454,13 @@ class _Reader:
         if limit is not None and (type(limit) is not int or limit < SPOOL_LEAST):
             self._fail("writing.spoolLimit", f"must be a number of bytes, at least {SPOOL_LEAST}")
         return WritingConfig(fsync, limit)
+
+    def _access(self, value: Any) -> AccessConfig:
+        item = self._object(value, "access", ("leaseSeconds",))
+        seconds = item.get("leaseSeconds", LEASE_MOST)
+        if type(seconds) is not int or not LEASE_LEAST <= seconds <= LEASE_MOST:
+            self._fail("access.leaseSeconds", f"must be a number from {LEASE_LEAST} to {LEASE_MOST}")
+        return AccessConfig(seconds)
 
     def _planned(self, top: Mapping[str, Any], name: str, kinds: tuple[str, ...]) -> None:
         """A section MeshKit has and this version has not: refused, because ignoring it would open doors."""

@@ -12,9 +12,9 @@ from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import publish
 from meshkitfs.metadata import HttpMetadata
-from meshkitfs.shares import Terms
+from meshkitfs.shares import ROSTER_LIFETIME_S, Terms
 
-__all__ = ["Inviting", "checked_rights"]
+__all__ = ["Inviting", "checked_grace", "checked_rights"]
 
 _LEAST_S: Final = 60
 _MOST_S: Final = 30 * 86400
@@ -33,13 +33,18 @@ class Inviting:
         }
 
     async def _invite(
-        self, share: str, rights: list[str] | None = None, expires: str | None = None, within: str = "7d"
-    ) -> dict[str, Any]:
+        self, share: str, rights: list[str] | None = None, expires: str | None = None, within: str = "7d",
+        offline_grace: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         session, now = self._session, int(time.time())
         span = parse_span(within)
         if not _LEAST_S <= span <= _MOST_S:
             raise MeshkitError("invalid_argument", f"'{within}': an invitation is good for 60s to 30d")
-        terms = Terms(checked_rights(rights or ["read"]), parse_expiry(expires, now) if expires else 0)
+        terms = Terms(
+            checked_rights(rights or ["read"]),
+            parse_expiry(expires, now) if expires else 0,
+            offline_grace=checked_grace(offline_grace),
+        )
         session.book.find(share)  # before the service makes an invitation that nobody will use
         url = join = ""
         if isinstance(session.metadata, HttpMetadata):
@@ -77,6 +82,17 @@ class Inviting:
         blob = seal_claim(session.identity.signing, session.identity.record, parsed, now)
         await session.metadata.post_letter(owner.enc_kid, blob)
         return {"owner": owner.handle, "share": parsed.name, "until": parsed.until}
+
+
+def checked_grace(text: str | None) -> int:
+    """Return the seconds of an offline grace; none if nothing was asked for. Raises ``invalid_argument``."""
+    span = parse_span(text) if text else 0
+    if span > ROSTER_LIFETIME_S:
+        raise MeshkitError(
+            "invalid_argument",
+            f"'{text}': what is not proved anew ends after 7d at the latest, whatever is granted",
+        )
+    return span
 
 
 def checked_rights(names: list[str]) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class Pending:
     root: str = ""
     handle: str = ""
     refused: tuple[str, ...] = ()
+    offline_grace: int = 0
 
     def live(self, now: int) -> bool:
         """Whether a claim can still lead to a grant."""
@@ -65,6 +66,7 @@ class Pending:
         return {
             "id": self.id[:8], "share": self.name, "rights": list(self.rights), "expires": self.expires,
             "until": self.until, "stage": stage, "handle": self.handle, "refused": list(self.refused),
+            "offline_grace": self.offline_grace,
         }  # fmt: skip
 
 
@@ -127,6 +129,7 @@ class Welcome:
             terms.rights,
             terms.expires,
             until,
+            offline_grace=terms.offline_grace,
         )
         text = ticket.to_text(me.signing)
         async with self._turn:
@@ -185,7 +188,8 @@ class Welcome:
             contact = await self._contacts().meet(claim.record, self._now)
             # From here on it is this identity's, whatever happens in between.
             item = await self._change(item, stage="claimed", root=root, handle=contact.handle)
-            await self._book.add(share, contact.handle, Terms(item.rights, item.expires))
+            terms = Terms(item.rights, item.expires, offline_grace=item.offline_grace)
+            await self._book.add(share, contact.handle, terms)
         except MeshkitError as error:
             if error.code not in _FINAL:
                 raise
