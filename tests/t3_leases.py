@@ -203,6 +203,17 @@ def test_a_lease_that_ends_is_renewed_when_somebody_answers(two):
     assert reason_text(bob.share(), None) == "ok"
 
 
+def test_a_newer_roster_that_nobody_vouches_for_ends_a_lease(two):
+    """The owner has said something new; what rests on the roster before is not gone on with."""
+    alice, bob = two
+    give(alice, bob)
+    assert bob.view().read("file") == DATA
+    alice.world.run(alice.session.book.add, alice.share(), "bob", Terms(("read",)))
+    metadata_of(bob).on("timestamp", evil.withheld)
+    assert errno_of(bob.view().read, "file") == errno.EACCES
+    assert bob.share().refusal.code == "freshness_unproven"
+
+
 def test_changes_go_on_under_a_lease_and_go_out_later(two):
     alice, bob = two
     give(alice, bob)

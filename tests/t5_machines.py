@@ -159,7 +159,8 @@ def test_the_whole_story(world):
     assert bob.do("pread", waiting) == f"{CANARY}: bob's version"
     assert (errno_of(bob, "read", theirs / "both.txt"), code(bob, theirs)) == (0, "provider_request_failed")
     (share,) = bob.cli("status")["shares"]
-    assert (share["state"], share["reason"]) == ("stuck", "provider_request_failed")
+    assert share["reason"] == "provider_request_failed"
+    assert share["state"] in ("stuck", "uploading")  # it is tried again every few seconds
     assert share["freshness"]["offline_grace"] == 3600
 
     # The cable is in: they converge, with both versions of what both changed and everything else once.

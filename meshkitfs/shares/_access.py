@@ -74,13 +74,13 @@ class Access:
                 grant = await self.services.gate.open(self.row, None)
             except MeshkitError as error:
                 held = self.grant
-                if held is None or not held.alive or ends(error.code):
+                if held is None or not held.alive or ends(error.code) or self._outdated(held):
                     self.refuse(error)
-                    raise
-                if needed:
                     raise
                 # Unknown is not no: what was proved goes on until its own end, and the watcher asks again.
                 self._unconfirmed(error, tick)
+                if needed:
+                    raise
                 return held
             self.grant = grant
             self._unconfirmed(grant.unproven, tick)
@@ -91,6 +91,10 @@ class Access:
                 self.refusal = None
                 self.services.emit(AccessChanged(self.name, ""))
             return grant
+
+    def _outdated(self, held: Grant) -> bool:
+        """Whether the owner has said something newer than the roster that ``held`` rests on."""
+        return self.services.state.mark(self.row.share).roster_seq > held.roster.seq
 
     def _unconfirmed(self, error: MeshkitError | None, tick: int) -> None:
         """Note how the question that was asked at ``tick`` was answered."""
@@ -108,6 +112,8 @@ class Access:
                 self.grant.check()
             except MeshkitError as error:
                 self.refuse(error)
+                # Nobody has said no: it is asked about again at the next look.
+                self._refused_at = float("-inf")
 
     def refuse(self, error: MeshkitError) -> None:
         """End the grant: keys and cached plaintext go, and the kernel is told to drop what it holds."""
