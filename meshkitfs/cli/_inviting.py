@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import MeshkitError
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, fields, printable, table
+from ._output import ago, clock, duration, fields, printable, table
 from ._targets import share_path
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def invite(context: Context, args: argparse.Namespace) -> int:
             ("byte store", data["store"] or "not named: they say --provider"),
             ("good for one person until", clock(data["until"])),
             ("access until", ago(data["expires"] or None)),
+            ("offline grace", duration(data["offline_grace"]) if data.get("offline_grace") else None),
         ]
     )
     lines += [
@@ -72,6 +73,7 @@ def _made(context: Context, args: argparse.Namespace) -> dict[str, Any]:
             "expires": args.expires,
             "within": args.within,
             "link": args.link,
+            "offline_grace": args.offline_grace,
         },
     )
 
@@ -210,6 +212,7 @@ def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
         "--rights", metavar="LIST", type=rights, default=["read"], help="as in 'share add' (default: read)"
     )
     make.add_argument("--expires", metavar="WHEN", help="when the access ends, as in 'share add'")
+    make.add_argument("--offline-grace", metavar="TIME", help="as in 'share add'")
     make.add_argument(
         "--within", metavar="TIME", default="7d", help="how long it can be claimed, 60s to 30d (default: 7d)"
     )

@@ -290,6 +290,11 @@ def _share_commands(add: _Adder) -> None:
         help=f"comma-separated: {', '.join(RIGHTS)} (default: read)",
     )
     grant.add_argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 2w or a date such as 2026-12-31")
+    grant.add_argument(
+        "--offline-grace",
+        metavar="TIME",
+        help="how long it may be used while nobody can be asked whether it still stands: 12h, 3d, up to 7d",
+    )
     grant.add_argument("--snapshot", action="store_true", help="exactly the version of now, not later ones")
     grant.add_argument("--policy", metavar="ID", help="demand a yes of this policy at every open")
     grant.add_argument("--vault", metavar="NAME", help="demand membership of this vault (see vault create)")

@@ -119,6 +119,7 @@ def add(context: Context, args: argparse.Namespace) -> int:
             "policy": args.policy,
             "vault": args.vault,
             "capability": args.capability,
+            "offline_grace": args.offline_grace,
         },
     )
     what = "exactly this version" if data.get("grant") == "snapshot" or args.snapshot else "from now on"
@@ -148,6 +149,11 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
     bound = data.get("bound_seconds")
     if isinstance(bound, (int, float)):
         lines.append(f"Opens fail at once; what is open ends within {duration(bound)}.")
+    offline = data.get("unreachable_bound_seconds")
+    if isinstance(offline, (int, float)):
+        lines.append(
+            f"A device that cannot reach the metadata store goes on for {duration(offline)} at most."
+        )
     lines.append("Copies made before this cannot be recalled.")
     if not args.reencrypt:
         context.out.result(data, lines)
@@ -261,6 +267,8 @@ def _rights(item: Mapping[str, Any]) -> str:
 
 def _conditions(item: Mapping[str, Any]) -> str:
     named = [f"{name} {item[name]}" for name in ("policy", "vault", "capability") if item.get(name)]
+    if item.get("offline_grace"):
+        named.append(f"offline for {duration(item['offline_grace'])}")
     if item.get("grant") == "snapshot":
         named.insert(0, "snapshot")
     return ", ".join(named)

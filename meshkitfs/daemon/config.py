@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FSYNC",
     "KEY_VAULTS",
+    "AccessConfig",
     "AuditConfig",
     "Config",
     "KeyVaultConfig",
@@ -49,8 +50,11 @@ MAX_BYTES: Final = 64 * 1024
 KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
-    *("metadata", "keyVault", "mount", "writing", "audit"),  # ours
+    *("metadata", "keyVault", "mount", "writing", "audit", "access"),  # ours
 )
+# A proof of freshness is good for no longer; less would end with every answer that is a little late.
+LEASE_LEAST: Final = 15
+LEASE_MOST: Final = 300
 FSYNC: Final = ("published", "journal")
 # Less would make every larger file wait for the provider block by block.
 SPOOL_LEAST: Final = 16 << 20
@@ -180,6 +184,13 @@ class WritingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """How long access goes on while nobody confirms it: ``lease_seconds``, `LEASE_LEAST` to `LEASE_MOST`."""
+
+    lease_seconds: int = LEASE_MOST
+
+
+@dataclass(frozen=True, slots=True)
 class AuditConfig:
     """What this device keeps of who opened what: ``enabled`` at all, with ``names`` of files and programs."""
 
@@ -216,6 +227,7 @@ class Config:
     writing: WritingConfig = field(default_factory=WritingConfig)
     policy: PolicyConfig | None = None
     audit: AuditConfig = field(default_factory=AuditConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
 
     def as_dict(self, base: Path) -> dict[str, Any]:
         """Return the JSON form. Paths below ``base`` are written relative, so that a home can be moved."""
@@ -241,6 +253,8 @@ class Config:
         audit = {name: value for name, value in asdict(self.audit).items() if value != _AUDIT[name]}
         if audit:
             result["audit"] = audit
+        if self.access != AccessConfig():
+            result["access"] = {"leaseSeconds": self.access.lease_seconds}
         return result
 
 
@@ -351,6 +365,7 @@ class _Reader:
             writing=self._writing(top.get("writing", {})),
             policy=self._policy(top["policy"]) if "policy" in top else None,
             audit=self._audit(top.get("audit", {})),
+            access=self._access(top.get("access", {})),
         )
 
     def _policy(self, value: Any) -> PolicyConfig:
@@ -468,6 +483,13 @@ class _Reader:
         if type(item["days"]) is not int or not 1 <= item["days"] <= 3650:
             self._fail("audit.days", "must be a number of days, 1 to 3650")
         return AuditConfig(**item)
+
+    def _access(self, value: Any) -> AccessConfig:
+        item = self._object(value, "access", ("leaseSeconds",))
+        seconds = item.get("leaseSeconds", LEASE_MOST)
+        if type(seconds) is not int or not LEASE_LEAST <= seconds <= LEASE_MOST:
+            self._fail("access.leaseSeconds", f"must be a number from {LEASE_LEAST} to {LEASE_MOST}")
+        return AccessConfig(seconds)
 
     def _planned(self, top: Mapping[str, Any], name: str, kinds: tuple[str, ...]) -> None:
         """A section MeshKit has and this version has not: refused, because ignoring it would open doors."""

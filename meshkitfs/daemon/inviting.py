@@ -14,9 +14,9 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import publish
 from meshkitfs.metadata import HttpMetadata
 from meshkitfs.providers import shareable
-from meshkitfs.shares import Terms
+from meshkitfs.shares import ROSTER_LIFETIME_S, Terms
 
-__all__ = ["Inviting", "checked_rights"]
+__all__ = ["Inviting", "checked_grace", "checked_rights"]
 
 _LEAST_S: Final = 60
 _MOST_S: Final = 30 * 86400
@@ -41,12 +41,17 @@ class Inviting:
         expires: str | None = None,
         within: str = "7d",
         link: bool = False,
+        offline_grace: str | None = None,
     ) -> dict[str, Any]:
         session, now = self._session, int(time.time())
         span = parse_span(within)
         if not _LEAST_S <= span <= _MOST_S:
             raise MeshkitError("invalid_argument", f"'{within}': an invitation is good for 60s to 30d")
-        terms = Terms(checked_rights(rights or ["read"]), parse_expiry(expires, now) if expires else 0)
+        terms = Terms(
+            checked_rights(rights or ["read"]),
+            parse_expiry(expires, now) if expires else 0,
+            offline_grace=checked_grace(offline_grace),
+        )
         if link and not isinstance(session.metadata, HttpMetadata):
             raise MeshkitError(
                 "invalid_argument", "a link leads to a metadata service, and this home has none"
@@ -103,6 +108,17 @@ class Inviting:
         blob = seal_claim(session.identity.signing, session.identity.record, parsed, now)
         await session.metadata.post_letter(owner.enc_kid, blob)
         return {"owner": owner.handle, "share": parsed.name, "until": parsed.until}
+
+
+def checked_grace(text: str | None) -> int:
+    """Return the seconds of an offline grace; none if nothing was asked for. Raises ``invalid_argument``."""
+    span = parse_span(text) if text else 0
+    if span > ROSTER_LIFETIME_S:
+        raise MeshkitError(
+            "invalid_argument",
+            f"'{text}': what is not proved anew ends after 7d at the latest, whatever is granted",
+        )
+    return span
 
 
 def checked_rights(names: list[str]) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ from meshkitfs.shares import (
     Event,
     OwnLists,
     PublishFailed,
+    RosterOverdue,
     Services,
     Share,
     ShareBook,
@@ -168,6 +169,8 @@ class Session:
             if isinstance(metadata, HttpMetadata):
                 nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
+            nursery.start_soon(session._watch_leases)
+            nursery.start_soon(session._watch_rosters)
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session.resume)
@@ -185,7 +188,7 @@ class Session:
         clock = Clock(state)
         gate = Gate(
             lambda: made[0].unlocked().encryption, lambda: made[0].unlocked().signing, metadata, state, clock,
-            deciders,
+            deciders, lease_s=settings.access.lease_seconds,
         )  # fmt: skip
         spooled = state.staged_digests()
         contacts = ContactBook(identity.public.root, state, metadata)
@@ -225,7 +228,7 @@ class Session:
             share.press()
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, PublishFailed):
+        if isinstance(event, PublishFailed | RosterOverdue):
             self.note(event.share, event.error)
         if isinstance(event, AccessChanged) and event.code:
             share = self.book.shares.get(event.share.encode(errors="surrogateescape"))
@@ -256,21 +259,43 @@ class Session:
             await self.look_at_vault()
 
     async def _watch(self) -> None:
-        """Notice what others did, renew leases and rosters, and let expired grants end."""
+        """Notice what others did, and renew leases."""
+        busy: set[Share] = set()
+
+        async def look(share: Share) -> None:
+            try:
+                await share.refresh()
+            except Exception:
+                _log.exception("the watcher failed in a way nobody foresaw")
+            finally:
+                busy.discard(share)
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(WATCH_S)
+                for share in list(self.book.shares.values()):
+                    # One that must wait for an answer keeps none of the others waiting.
+                    if share not in busy:
+                        busy.add(share)
+                        nursery.start_soon(look, share)
+
+    async def _watch_leases(self) -> None:
+        """Let what is over end, whoever is being waited for elsewhere."""
+        while True:
+            await trio.sleep(WATCH_S)
+            for share in list(self.book.shares.values()):
+                share.lapse()
+
+    async def _watch_rosters(self) -> None:
+        """Keep this home's own rosters valid, and those whose time is over out."""
         while True:
             await trio.sleep(WATCH_S)
             if self.locked is not None:
                 continue
             try:
-                async with trio.open_nursery() as nursery:
-                    # Together: one that must wait for an answer does not keep the others.
-                    for share in list(self.book.shares.values()):
-                        nursery.start_soon(share.refresh)
                 await self.book.renew_rosters()
-            except MeshkitError as error:
-                _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
             except Exception:
-                _log.exception("the watcher failed in a way nobody foresaw")
+                _log.exception("renewing rosters failed in a way nobody foresaw")
             try:
                 await self.lists.renew()
             except MeshkitError as error:

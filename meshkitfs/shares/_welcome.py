@@ -56,6 +56,7 @@ class Pending:
     refused: tuple[str, ...] = ()
     # What takes the code in it back at the metadata service; empty if there is none.
     joining: str = ""
+    offline_grace: int = 0
 
     def live(self, now: int) -> bool:
         """Whether a claim can still lead to a grant."""
@@ -67,6 +68,7 @@ class Pending:
         return {
             "id": self.id[:8], "share": self.name, "rights": list(self.rights), "expires": self.expires,
             "until": self.until, "stage": stage, "handle": self.handle, "refused": list(self.refused),
+            "offline_grace": self.offline_grace,
         }  # fmt: skip
 
 
@@ -133,6 +135,7 @@ class Welcome:
             terms.expires,
             until,
             joining=joining,
+            offline_grace=terms.offline_grace,
         )
         text = ticket.to_text(me.signing)
         async with self._turn:
@@ -191,7 +194,8 @@ class Welcome:
             contact = await self._contacts().meet(claim.record, self._now)
             # From here on it is this identity's, whatever happens in between.
             item = await self._change(item, stage="claimed", root=root, handle=contact.handle)
-            await self._book.add(share, contact.handle, Terms(item.rights, item.expires))
+            terms = Terms(item.rights, item.expires, offline_grace=item.offline_grace)
+            await self._book.add(share, contact.handle, terms)
         except MeshkitError as error:
             if error.code not in _FINAL:
                 raise

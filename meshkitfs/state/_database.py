@@ -62,7 +62,7 @@ CREATE TABLE quarantine(
 ) WITHOUT ROWID;
 -- Contacts: a JSON object per handle, in the form identity.contacts gives it.
 CREATE TABLE contacts(handle TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;
--- Single values: clock_floor (seconds).
+-- Single values: clock_floor (seconds); proof:REF, the records that proved a share last.
 CREATE TABLE settings(name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """
 
@@ -226,6 +226,7 @@ class State:
         """Forget a share. Its marks stay, so that a later re-grant cannot be rolled back either."""
         with self._transaction() as db:
             db.execute("DELETE FROM shares WHERE ref = ?", (ref,))
+            db.execute("DELETE FROM settings WHERE name = ?", (f"proof:{ref.hex()}",))
 
     # -- high-water marks ----------------------------------------------------------------------------
 
@@ -402,6 +403,10 @@ class State:
     def set_setting(self, name: str, value: Any) -> None:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES (?,?)", (name, value))
+
+    def drop_setting(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM settings WHERE name = ?", (name,))
 
 
 def _classified(error: apsw.Error) -> MeshkitError:
