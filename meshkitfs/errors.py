@@ -157,6 +157,10 @@ _ROWS: Final = (
      "The metadata service shows another key for its timestamps than this home has known.",
      "Ask whoever runs the service whether that is meant; if it is, run "
      "'meshkitfs doctor --trust-service'."),
+    ("roster_not_renewed", "unavailable", _errno.EIO,
+     "The list of who has access to a share of yours runs out before long, and could not be renewed.",
+     "It is tried again by itself while this home is mounted. When the list has run out, the share closes "
+     "for everybody else until it is renewed; the detail says what keeps it from that."),
     ("rate_limited", "unavailable", _errno.EIO,
      "The service is asked too often by this identity or address.",
      "It is tried again by itself; wait a minute if this stays."),

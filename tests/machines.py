@@ -29,10 +29,11 @@ NEEDED = ("ip", "unshare", "nsenter", "setpriv", "mount", "fusermount3")
 NET = "10.87.0"
 HUB = f"{NET}.1"
 # A device that everybody may open, as on an ordinary machine, and a name for the user, without which fusermount3
-# does nothing. Only here: the real ones are not touched.
+# does nothing. Only here: the real ones are not touched. All of /etc is covered, not the one file in it: who adds a
+# user to the system puts another file in its place, and what is mounted on a file that is replaced is gone everywhere.
 PRIVATE = (
     *("unshare", "--net", "--mount", "sh", "-c"),
-    'mount --bind "$0" /dev/fuse && mount --bind "$1" /etc/passwd && shift && ip link set lo up && exec "$@"',
+    'mount --bind "$0" /dev/fuse && mount --bind "$1" /etc && shift && ip link set lo up && exec "$@"',
 )
 
 
@@ -50,12 +51,13 @@ class Machine(Person):
             "env", f"HOME={self.root}", "PYTHONDONTWRITEBYTECODE=1",
         ]  # fmt: skip
         user, self.python = usable_python(user)
-        passwd = self.root.with_name(f"{name}.passwd")
-        passwd.write_text(
-            Path("/etc/passwd").read_text() + f"{name}:x:{uid}:{uid}::{self.root}:/usr/sbin/nologin\n"
-        )
+        etc = self.root.with_name(f"{name}.etc")
+        with contextlib.suppress(shutil.Error):  # of files that went while they were copied
+            shutil.copytree("/etc", etc, symlinks=True, ignore=shutil.ignore_patterns("*shadow*"))
+        with (etc / "passwd").open("a") as passwd:
+            passwd.write(f"{name}:x:{uid}:{uid}::{self.root}:/usr/sbin/nologin\n")
         self._user = subprocess.Popen(
-            [*PRIVATE, device, passwd, *user, self.python, HERE / "machine_user.py"],
+            [*PRIVATE, device, etc, *user, self.python, HERE / "machine_user.py"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
@@ -122,7 +124,7 @@ class Network:
             os.close(os.open(self._device, os.O_RDWR))
         except OSError as error:
             pytest.skip(f"NO MACHINES HERE: no FUSE device that users may open: {error}")
-        probe = [*PRIVATE, self._device, "/etc/passwd", "true"]
+        probe = [*PRIVATE, self._device, "/etc", "true"]
         done = subprocess.run(probe, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"NO MACHINES HERE: no namespaces can be made: {done.stderr.strip()}")

@@ -81,7 +81,7 @@ def kid(person):
 
 def test_our_own_client_gets_signed_answers_by_handle(service, bob, key):
     async def main():
-        provider = AuthZen(AuthZenOptions(service.url))
+        provider = AuthZen(AuthZenOptions(service.url, timeout_s=30))
         requests = [
             PolicyRequest("p1", kid(bob), action, None, b"\5" * 16) for action in ("list", "read", "write")
         ]

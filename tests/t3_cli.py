@@ -93,6 +93,8 @@ COMMANDS = dict(leaves(build_parser()))
 
 def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
+        "audit", "decline", "service members", "service shares", "service audit", "service stats", "service remove-member",
+        "service remove-share", "service readmit", "service release-handle",
         "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
@@ -259,6 +261,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "policy": None,
                 "vault": None,
                 "capability": None,
+                "offline_grace": None,
             },
             {"rights": ["read", "write"], "grant": "live", "trust": "pinned"},
             "bob may read, write first, from now on.",
@@ -276,6 +279,8 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "v",
                 "--capability",
                 "c",
+                "--offline-grace",
+                "3d",
             ],
             "share.add",
             {
@@ -287,6 +292,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "policy": "p",
                 "vault": "v",
                 "capability": "c",
+                "offline_grace": "3d",
             },
             {"rights": ["read"], "grant": "snapshot", "cid": "bafkrei"},
             "bob may read first/a.pdf, exactly this version.",

@@ -535,3 +535,18 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path):
     with pytest.raises(MeshkitError) as caught:
         logs.setup(tmp_path / "no" / "log")
     assert caught.value.code == "invalid_config"
+
+
+def test_the_length_of_a_lease(tmp_path):
+    assert check({"version": 1}).access.lease_seconds == 300
+    for wrong in (14, 301, 0, True, 20.0, "20s", None):
+        with pytest.raises(MeshkitError) as caught:
+            check({"version": 1, "access": {"leaseSeconds": wrong}})
+        assert (caught.value.code, "field 'access.leaseSeconds'" in caught.value.detail) == (
+            "invalid_config",
+            True,
+        )
+    chosen = check({"version": 1, "access": {"leaseSeconds": 15}})
+    assert chosen.access.lease_seconds == 15
+    config.save(tmp_path / "meshkit.config.json", chosen)
+    assert config.load(tmp_path / "meshkit.config.json") == chosen

@@ -23,6 +23,7 @@ from meshkitfs.core.identity_record import first_record
 from meshkitfs.core.keys import EncryptionKey, SigningKey
 from meshkitfs.daemon.home import Home
 from meshkitfs.errors import TABLE, MeshkitError
+from meshkitfs.gate._grant import lease_now
 from meshkitfs.metadata import EmbeddedMetadata
 from meshkitfs.metadata import _feed as feed
 from meshkitfs.metadata import http as client_module
@@ -165,9 +166,16 @@ def _answers(device):
 
 @pytest.mark.parametrize("kind", ["a page of HTML", "silence", "truncated", "reset", "redirect to file:"])
 def test_no_answer_closes_what_was_open(two, service, kind):
+    """Not at once, for it proves nothing, but when the lease ends; nothing is unwrapped anew meanwhile."""
     _, bob = two
     assert bob.view().read("file") == DATA
+    before = bob.session.gate.counters.unwraps
     service.on("state", NO_ANSWERS[kind](service))
+    look_again(bob)
+    assert bob.view().read("file") == DATA
+    assert bob.share().unconfirmed.code == "freshness_unproven"
+    assert bob.session.gate.counters.unwraps == before
+    bob.share().grant.deadline = lease_now()
     refused(bob, "freshness_unproven", errno.EACCES)
     # The key is gone with the refusal: coming back needs a new unwrap.
     unwraps = bob.session.gate.counters.unwraps

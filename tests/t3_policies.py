@@ -28,6 +28,7 @@ from meshkitfs.policy import AuthZen, AuthZenOptions, rules
 from meshkitfs.shares import Terms
 
 DATA = b"what is decided about " * 100
+PATIENCE_S = 60
 BOB_READS = 'permit(principal == Identity::"bob", action in [Action::"list", Action::"read"], resource);'
 BOB_MAY = 'permit(principal == Identity::"bob", action, resource);'
 NOBODY = "forbid(principal, action, resource);"
@@ -52,14 +53,15 @@ class Home(Device):
         return self.session.gate.counters.walks
 
     def asks(self, pdp):
-        """Let this home ask the decision point."""
-        provider = AuthZen(AuthZenOptions(pdp.url))
+        """Let this home ask the decision point, with patience: a busy machine is not what is tested."""
+        provider = AuthZen(AuthZenOptions(pdp.url, timeout_s=PATIENCE_S))
         self.session.gate._conditions._policy.external = provider
         return provider
 
 
 @pytest.fixture
-def two():
+def two(monkeypatch):
+    monkeypatch.setattr(conditions, "POLICY_DEADLINE_S", PATIENCE_S)
     place = scratch()
     # The clock goes by itself: servers are asked.
     with World(rate=1.0) as world:
@@ -392,17 +394,20 @@ def test_a_yes_without_an_end_is_for_one_open(two, pdp):
     pdp.ttl = None
     under(alice, bob, pdp, "read")
     assert bob.view().read("file") == DATA
+
+    def renewals(since):
+        """How often the watcher may have renewed the lease by itself, in its last quarter."""
+        return 1 + int((time.monotonic() - since) / (0.7 * conditions.UNSAID_S))
+
     before, start = pdp.rounds, time.monotonic()
     for _ in range(3):
         assert bob.view().read("file") == DATA
     spent = pdp.rounds - before
-    # The watcher renews the lease by itself in its last quarter.
-    renewals = 1 + int((time.monotonic() - start) / (0.75 * conditions.UNSAID_S))
-    assert 3 <= spent <= 3 + renewals
-    before = pdp.rounds
+    assert 3 <= spent <= 3 + renewals(start)
+    before, start = pdp.rounds, time.monotonic()
     for _ in range(20):
         bob.view().listdir()
-    assert pdp.rounds - before <= 1 + renewals
+    assert pdp.rounds - before <= renewals(start)
     assert bob.share().grant.lifetime <= conditions.UNSAID_S
     pdp.allow = set()
     assert refused(bob) == "policy_denied"
@@ -441,8 +446,10 @@ def test_a_lease_ends_with_the_decision(two, pdp):
     assert bob.share().grant.lifetime <= 2
     assert bob.share().grant._lapse == "policy_provider_error"
     pdp.allow = set()
-    wait_until(lambda: bob.share().refusal is not None, "the end of the lease")
-    assert bob.share().refusal.code == "policy_denied"
+    # The lease ends on time; what the answer is now may come a moment later.
+    wait_until(
+        lambda: bob.share().refusal is not None and bob.share().refusal.code == "policy_denied", "the answer"
+    )
     pdp.allow = {"list", "read"}
     assert bob.view().read("file") == DATA
 

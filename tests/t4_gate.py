@@ -840,11 +840,17 @@ def test_the_metadata_store_is_gone_and_comes_back(scene):
     hidden = scene.db.with_suffix(".hidden")
     scene.db.rename(hidden)
     try:
-        refused(scene.bob, path / "file", "freshness_unproven", step="capsule")
-        with fails(errno.EACCES):
-            os.listdir(path)
+        # What was proved goes on to the end of its lease (t4_offline.py waits for that), and says why.
+        wait_until(lambda: reason(path).startswith("freshness_unproven: "), "the notice")
+        assert (path / "file").read_bytes() == PLAIN
+        assert os.listdir(path) == ["file"]
+        explained = scene.bob.ask("explain", path=str(path / "file"))
+        assert explained["code"] == "freshness_unproven"
+        assert [step["step"] for step in explained["steps"] if step["result"] == "refused"] == ["capsule"]
+        assert (scene.mine / "file").read_bytes() == PLAIN
     finally:
         hidden.rename(scene.db)
+    wait_until(lambda: {reason(path), reason(scene.mine)} == {"ok"}, "the confirmation")
     opens(path / "file")
     opens(scene.mine / "file")
 
@@ -1133,6 +1139,7 @@ ELSEWHERE = {
     "metadata_forbidden": "the gate makes it freshness_unproven",
     "service_key_changed": "t1_http_metadata.py, t3_http_home.py",
     "sync_conflict": "t1_service.py",
+    "roster_not_renewed": "t3_leases.py: no call of a program meets it",
     "rate_limited": "the gate makes it freshness_unproven",
     "quota_exceeded": "only a metadata service has quotas",
     "head_conflict": "merged and tried again, nobody sees it: t4_sharing.py, both write",

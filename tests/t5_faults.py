@@ -703,10 +703,9 @@ def test_the_metadata_store_refuses_and_comes_back(world, device, restart):
         )
         trouble = later[0]
         view = device.view()
-        # Nobody vouches for the grant now, so nothing is shown; and nothing is given up.
-        with fails(errno.EACCES):
-            view.read("during")
-        assert device.share().refusal.code == "freshness_unproven"
+        # Nobody vouches for the grant now; the share is one's own, so it is shown, and nothing is given up.
+        assert view.read("during") == b"during"
+        assert device.share().unconfirmed.code == "freshness_unproven"
         assert trouble.fired
         assert device.session.state.unpublished()
     trouble.on = False
@@ -717,20 +716,26 @@ def test_the_metadata_store_refuses_and_comes_back(world, device, restart):
 
 
 def test_what_is_in_memory_only_is_named(world, device):
-    """Nobody vouches for the grant, so there is no key to commit with: 'umount' must not call it safe."""
+    """The identity is locked, so there is no key to commit with: 'umount' must not call it safe."""
     view = device.view()
     view.write("journaled", b"journaled")
     world.run(device.share().journal)
     [left] = describe.left(device.session)
     assert not left["unsaved"]
     view.write("in memory", b"in memory")
-    trouble = Trouble(device.session.metadata, METADATA, refusing("metadata_unavailable"))
+    gate = device.session.gate
+    unlocked = gate._encryption
+
+    def locked():
+        raise MeshkitError("identity_locked")
+
+    gate._encryption = locked
     walk_the_gate(device)
     [left] = describe.left(device.session)
-    assert (left["unsaved"], left["reason"]) == (True, "freshness_unproven")
+    assert (left["unsaved"], left["reason"]) == (True, "identity_locked")
     assert "memory only" in "".join(left_lines([left]))
     assert "safe" not in "".join(left_lines([left]))
-    trouble.on = False
+    gate._encryption = unlocked
     by_itself(device)
     assert view.contents() == {"journaled": b"journaled", "in memory": b"in memory"}
 

@@ -27,6 +27,7 @@ from ..fuse import preflight
 from ._context import Context
 from ._mounting import daemon_info
 from ._output import printable, size, table
+from ._wrong import STORE, explained
 
 if TYPE_CHECKING:
     from ..providers import ProviderSpec
@@ -214,8 +215,11 @@ def _byte_store(spec: ProviderSpec) -> Iterator[Check]:
     if error is None:
         yield Check("byte store", OK, f"{found.name} answers in {found.steps[-1].ms:.0f} ms")
     else:
-        remedy = f"{error.remedy} 'meshkitfs providers test' tries every step."
-        yield Check("byte store", FAIL, f"{found.name}: {error.detail or error.reason.sentence}", remedy)
+        sentence, remedy = explained(error, STORE) or ("", error.remedy)
+        detail = error.detail or error.reason.sentence
+        told = f"{sentence} ({detail})" if sentence else detail
+        remedy += " 'meshkitfs providers test' tries every step."
+        yield Check("byte store", FAIL, f"{found.name}: {told}", remedy)
 
 
 def _daemon(context: Context) -> Iterator[Check]:

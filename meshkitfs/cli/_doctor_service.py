@@ -12,43 +12,13 @@ from ..daemon.config import MetadataConfig
 from ..errors import MeshkitError
 from ..metadata import look
 from ..net import Tls
+from ._wrong import METADATA, explained
 
 __all__ = ["examine"]
 
 # Signed requests are refused from 120 s on; half of that is a clock to be mended.
 _SKEW_FAIL_S: Final = 120
 _SKEW_WARN_S: Final = 60
-
-# What stands in the text of a failure, what it means, and what to do.
-_WORDS: Final = (
-    ("CERTIFICATE_VERIFY_FAILED", "its TLS certificate is not one that this device trusts",
-     "Name its certificate authority in metadata.caFile. If it was trusted before, ask whoever runs it: "
-     "somebody may be in between."),
-    ("CERTIFICATE_REQUIRED", "it wants to see a client certificate",
-     "Set metadata.clientCert and metadata.clientKey."),
-    ("HANDSHAKE_FAILURE", "it does not agree on TLS; perhaps it wants a client certificate",
-     "Set metadata.clientCert and metadata.clientKey, or ask whoever runs it."),
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS there", "Correct metadata.url: host, port, scheme."),
-    ("RECORD_LAYER", "it does not speak TLS there", "Correct metadata.url: host, port, scheme."),
-    ("Name or service not known", "nobody knows that host", "Correct metadata.url, or mend the network."),
-    ("name resolution", "nobody knows that host", "Correct metadata.url, or mend the network."),
-    ("attempts to connect to", "nobody listens at that address",
-     "Start the service, or correct metadata.url."),
-    ("ConnectError", "it cannot be reached", "Start the service, or correct metadata.url."),
-    ("no answer within", "it does not answer in time", "Look at the service, and at the network to it."),
-    ("redirect", "it sends elsewhere, which is not followed", "Set metadata.url to where it really is."),
-    # With TLS 1.3 a server says only after the handshake that it misses a certificate, and often just ends.
-    ("disconnected without", "it breaks off; it may want a client certificate, or not speak HTTP",
-     "If it asks for one, set metadata.clientCert and metadata.clientKey; else correct metadata.url."),
-    ("RemoteProtocolError", "what answers there does not speak HTTP, or breaks off",
-     "Correct metadata.url: host, port, scheme."),
-    ("not JSON", "what answers there is no meshkitfs service", "Correct metadata.url."),
-    ("not a meshkitfs service", "what answers there is no meshkitfs service",
-     "Correct metadata.url."),
-    ("it speaks version", "it is one of another version", "Update this program, or the service."),
-    ("HTTP 50", "it is there, and in trouble", "Look at its own log."),
-    ("HTTP ", "what answers there is no meshkitfs service", "Correct metadata.url."),
-)  # fmt: skip
 
 
 def examine(settings: MetadataConfig) -> Iterator[tuple[str, str, str]]:
@@ -59,10 +29,7 @@ def examine(settings: MetadataConfig) -> Iterator[tuple[str, str, str]]:
     except MeshkitError as error:
         if error.code != "metadata_unavailable":
             raise
-        sentence, remedy = next(
-            ((words, todo) for sign, words, todo in _WORDS if sign in error.detail),
-            (error.reason.sentence, error.remedy),
-        )
+        sentence, remedy = explained(error, METADATA) or (error.reason.sentence, error.remedy)
         yield "fail", f"{settings.url}: {sentence} ({error.detail})", remedy
         return
     yield "ok", f"{settings.url} answers (newcomers: {info.join})", ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pwd
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +58,8 @@ def _set_up(
     join = joining.join(args.join_file)
     if invitation:
         join = _follow(args, invitation) or join
-    provider, metadata = _provider(context, args.provider, given), _metadata(context, args, given)
+    provider = _offered(context, args, given, invitation) or _provider(context, args.provider, given)
+    metadata = _metadata(context, args, given)
     if given:
         _agree(context, given, provider, metadata)
     with home.hold(wait=_HOLD_SECONDS):
@@ -111,6 +114,37 @@ def _follow(args: argparse.Namespace, text: str) -> Secret | None:
         return None
     args.metadata = args.metadata or ticket.url
     return Secret.checked(ticket.join, "the invitation") if ticket.join else None
+
+
+def _offered(
+    context: Context, args: argparse.Namespace, given: config.Config | None, invitation: str
+) -> ProviderSpec | None:
+    """Return the byte store that an invitation names, after showing it, unless something else is said."""
+    from ..core.ticket import Ticket
+    from ..providers import ProviderSpec, shareable
+
+    store = Ticket.from_text(invitation).store if invitation else ""
+    if not store or args.provider is not None or given is not None:
+        return None
+    try:
+        spec = ProviderSpec.from_config(json.loads(store), context.home.root)
+        if spec.to_config() != shareable(spec):
+            raise MeshkitError("invalid_config", "it names places of this machine, or credentials")
+    except (ValueError, MeshkitError) as error:
+        detail = error.detail if isinstance(error, MeshkitError) else "it is not JSON"
+        raise MeshkitError(
+            "invalid_argument", f"the byte store in the invitation cannot be used ({detail}): say --provider"
+        ) from None
+    context.out.note(
+        f"The invitation names this byte store, where your files will be, too: {printable(store)}"
+    )
+    if context.out.interactive and sys.stdin.isatty():
+        print("Use it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise MeshkitError(
+                "operation_aborted", "the byte store was not wanted: say another with --provider"
+            )
+    return spec
 
 
 def _existing_settings(context: Context) -> config.Config | None:

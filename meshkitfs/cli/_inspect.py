@@ -72,11 +72,24 @@ def explain(context: Context, args: argparse.Namespace) -> int:
     data = context.call("explain", {"path": path})
     steps = data.get("steps") or []
     rows = [
-        [step.get("step"), _MARKS.get(str(step.get("result")), step.get("result")), _evidence(step)]
+        [
+            step.get("step"),
+            _MARKS.get(str(step.get("result")), step.get("result")),
+            _evidence(step),
+            step.get("by"),
+            step.get("since"),
+            step.get("until"),
+        ]
         for step in steps
     ]
     lines = [f"{printable(data.get('path') or path)}", ""]
-    lines += table(("step", "result", "evidence"), rows)
+    lines += table(("step", "result", "evidence", "by", "since", "until"), rows)
+    signers = {step["by"]: step for step in steps if step.get("fingerprint")}
+    lines += [""] if signers else []
+    lines += [
+        f"{printable(who)} has the fingerprint {step['fingerprint']} ({printable(step['trust'])})"
+        for who, step in sorted(signers.items())
+    ]
     code = data.get("code") or next((step["code"] for step in steps if step.get("code")), "")
     lines.append("")
     if not code:
@@ -146,4 +159,7 @@ def _amount(item: Mapping[str, Any], nothing: str = "nothing") -> str:
 
 
 def _evidence(step: Mapping[str, Any]) -> str:
-    return ": ".join(str(part) for part in (step.get("code"), step.get("evidence")) if part)
+    parts = [": ".join(str(part) for part in (step.get("code"), step.get("evidence")) if part)]
+    if step.get("rule"):
+        parts.append(f"asked for: {step['rule']}")
+    return "; ".join(filter(None, parts))

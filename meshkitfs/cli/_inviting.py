@@ -6,12 +6,13 @@ import argparse
 import os
 import stat
 import sys
+import termios
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MeshkitError
 from ._context import Context
 from ._mounting import mount_points
-from ._output import ago, clock, fields, printable, table
+from ._output import ago, clock, duration, fields, printable, table
 from ._targets import share_path
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ _MAX_BYTES: Final = 65536
 
 def invite(context: Context, args: argparse.Namespace) -> int:
     """``share invite SHARE --out FILE``: the file is made first, so that a secret always has its place."""
+    if args.out == "-":
+        data = _made(context, args)
+        text = _chosen(data, args)
+        context.out.result(data | ({"link": text} if args.link else {"ticket": text}), [text])
+        return 0
     try:
         descriptor = os.open(
             args.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
@@ -32,35 +38,50 @@ def invite(context: Context, args: argparse.Namespace) -> int:
         raise MeshkitError("invalid_argument", f"{args.out}: {error.strerror}") from None
     try:
         with open(descriptor, "w") as file:
-            data = context.call(
-                "share.invite",
-                {
-                    "share": share_path(args.share, mount_points(context.home)),
-                    "rights": args.rights,
-                    "expires": args.expires,
-                    "within": args.within,
-                },
-            )
-            file.write(data.pop("ticket") + "\n")
+            data = _made(context, args)
+            file.write(_chosen(data, args) + "\n")
     except BaseException:
         os.unlink(args.out)
         raise
+    what = "a link to it" if args.link else "it"
     lines = [f"Wrote an invitation to {printable(data['share'])} to {printable(args.out)}."]
     lines += fields(
         [
             ("id", data["id"]),
             ("rights", ", ".join(data["rights"])),
+            ("byte store", data["store"] or "not named: they say --provider"),
             ("good for one person until", clock(data["until"])),
             ("access until", ago(data["expires"] or None)),
+            ("offline grace", duration(data["offline_grace"]) if data.get("offline_grace") else None),
         ]
     )
     lines += [
-        "Give the file to the one person it is for, by a way that nobody else can read:",
+        f"Give the file, or {what}, to the one person it is for, by a way that nobody else can read:",
         "whoever comes first with it is let in.",
         "They run 'meshkitfs init --invitation FILE', and are let in when your home is mounted.",
     ]
     context.out.result(data | {"file": os.path.abspath(args.out)}, lines)
     return 0
+
+
+def _made(context: Context, args: argparse.Namespace) -> dict[str, Any]:
+    return context.call(
+        "share.invite",
+        {
+            "share": share_path(args.share, mount_points(context.home)),
+            "rights": args.rights,
+            "expires": args.expires,
+            "within": args.within,
+            "link": args.link,
+            "offline_grace": args.offline_grace,
+        },
+    )
+
+
+def _chosen(data: dict[str, Any], args: argparse.Namespace) -> str:
+    """Take both forms of the secret out of ``data``; return the one that was asked for."""
+    ticket, link = str(data.pop("ticket")), str(data.pop("link"))
+    return link if args.link else ticket
 
 
 def invitations(context: Context, _args: argparse.Namespace) -> int:
@@ -93,6 +114,13 @@ def uninvite(context: Context, args: argparse.Namespace) -> int:
         lines = [f"It was used by {who} already; 'meshkitfs share revoke {share} {who}' takes access away."]
     else:
         lines = [f"The invitation {printable(data['id'])} is good for nobody any more."]
+        told = {
+            "taken_back": "Nobody becomes a member of the service with it either.",
+            "used": "Somebody has become a member of the service with it already.",
+            "unknown": f"The service could not be asked ({printable(data['reason'])}): whoever has it "
+            "may still become a member there, until it is over.",
+        }
+        lines += [told[data["joining"]]] if data["joining"] in told else []
     context.out.result(data, lines)
     return 0
 
@@ -120,10 +148,18 @@ def claimed(data: dict[str, Any]) -> list[str]:
 def read_ticket(place: str) -> str:
     """Return the invitation in a file of one's own, or on stdin (``-``). It is a secret.
 
-    Raises ``invalid_config`` if others can read the file, ``invalid_argument`` if it cannot be read.
+    Raises ``invalid_config`` if others can read the file, ``invalid_argument`` if it cannot be read, or if it
+    stands where its place should: other users see the words of a command.
     """
+    if "meshkit-invitation" in place:
+        raise MeshkitError(
+            "invalid_argument",
+            "an invitation is a secret, and others can see the words of a command. Take this one back "
+            "('share uninvite') if you are not alone here; put it into a file of mode 0600, or say - and "
+            "paste it",
+        )
     if place == "-":
-        return sys.stdin.read(_MAX_BYTES)
+        return _pasted() if sys.stdin.isatty() else sys.stdin.read(_MAX_BYTES)
     try:
         with open(place, "rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
@@ -131,6 +167,29 @@ def read_ticket(place: str) -> str:
             return file.read(_MAX_BYTES).decode("utf-8", "replace")
     except OSError as error:
         raise MeshkitError("invalid_argument", f"{place}: {error.strerror}") from None
+
+
+def _pasted() -> str:
+    """Read one line that is pasted at a terminal, without showing it.
+
+    Not as a line of the terminal's own: those end after 4095 bytes.
+    """
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    quiet = termios.tcgetattr(descriptor)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(descriptor, termios.TCSAFLUSH, quiet)
+    print("Paste the invitation and press Enter (it is not shown): ", end="", file=sys.stderr, flush=True)
+    pasted = b""
+    try:
+        while len(pasted) < _MAX_BYTES and (part := os.read(descriptor, 4096)):
+            pasted += part
+            if pasted.strip() and pasted[-1:] in (b"\n", b"\r", b"\x04"):
+                break
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+        print(file=sys.stderr)
+    return pasted.decode("utf-8", "replace").strip("\x04 \r\n")
 
 
 def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
@@ -145,11 +204,15 @@ def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
         "meshkitfs share invite photos --out for-carol --rights read --within 3d",
     )
     make.add_argument("share", metavar="SHARE")
-    make.add_argument("--out", metavar="FILE", required=True, help="the file to write; it must not be there")
+    make.add_argument(
+        "--out", metavar="FILE", required=True, help="the file to write; it must not be there. - prints it"
+    )
+    make.add_argument("--link", action="store_true", help="as a link, whose secret is behind the #")
     make.add_argument(
         "--rights", metavar="LIST", type=rights, default=["read"], help="as in 'share add' (default: read)"
     )
     make.add_argument("--expires", metavar="WHEN", help="when the access ends, as in 'share add'")
+    make.add_argument("--offline-grace", metavar="TIME", help="as in 'share add'")
     make.add_argument(
         "--within", metavar="TIME", default="7d", help="how long it can be claimed, 60s to 30d (default: 7d)"
     )
@@ -164,4 +227,4 @@ def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
         "home. The owner's home then gives access to it, and the share appears in the inbox.",
         "meshkitfs claim for-carol",
     )
-    take.add_argument("file", metavar="FILE", help="the invitation (mode 0600), or - for stdin")
+    take.add_argument("file", metavar="FILE", help="the invitation or its link (mode 0600), or - for stdin")

@@ -12,10 +12,12 @@ from .. import __version__
 from ..daemon.config import FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _locking, _mounting, _people, _providers, _shares
+from ._audit import audit_commands
 from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
+from ._operator import operator_commands
 from ._policies import policy_commands
 from ._serve import serve_commands
 from ._support import support_commands
@@ -95,8 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
     _people_commands(add)
     _look_commands(add)
     support_commands(add)
+    audit_commands(add, _count)
     keeping_commands(add)
     serve_commands(add)
+    operator_commands(add, _count)
     return parser
 
 
@@ -154,7 +158,8 @@ def _setup_commands(add: _Adder) -> None:
     init.add_argument(
         "--invitation",
         metavar="FILE",
-        help="an invitation (mode 0600, or - for stdin): uses the metadata service in it, and claims it",
+        help="an invitation or its link in a file (mode 0600), or - for stdin: uses the metadata service and "
+        "the byte store in it, and claims it",
     )
     init.add_argument(
         "--no-publish", action="store_true", help="do not publish the identity in the directory"
@@ -285,6 +290,11 @@ def _share_commands(add: _Adder) -> None:
         help=f"comma-separated: {', '.join(RIGHTS)} (default: read)",
     )
     grant.add_argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 2w or a date such as 2026-12-31")
+    grant.add_argument(
+        "--offline-grace",
+        metavar="TIME",
+        help="how long it may be used while nobody can be asked whether it still stands: 12h, 3d, up to 7d",
+    )
     grant.add_argument("--snapshot", action="store_true", help="exactly the version of now, not later ones")
     grant.add_argument("--policy", metavar="ID", help="demand a yes of this policy at every open")
     grant.add_argument("--vault", metavar="NAME", help="demand membership of this vault (see vault create)")
@@ -333,6 +343,8 @@ def _share_commands(add: _Adder) -> None:
         help="the id from 'meshkitfs inbox', or its beginning (4 characters), or the name",
     )
     accept.add_argument("--name", metavar="NAME", help="how to call it here")
+    decline = add.command("decline", _shares.decline, "throw an invitation away; its sender is not told")
+    decline.add_argument("letter", metavar="ID", help="as in 'accept'")
 
 
 def _past_commands(add: _Adder) -> None:

@@ -12,6 +12,7 @@ from ..daemon.client import run_async
 from ..errors import MeshkitError, exit_code_for
 from ._context import Context
 from ._output import printable, table
+from ._wrong import STORE, explained
 
 __all__ = ["source_lines", "test"]
 
@@ -48,7 +49,9 @@ def test(context: Context, args: argparse.Namespace) -> int:
     failed = [step for step in found.steps if step.error is not None]
     if failed and failed[0].error is not None:
         error = failed[0].error
-        lines += ["", f"{error.reason.sentence}", f"  {printable(error.detail)}", f"  {error.remedy}"]
+        sentence, remedy = explained(error, STORE) or (error.reason.sentence, error.remedy)
+        lines += ["", f"{sentence[0].upper()}{sentence[1:]}", f"  {printable(error.detail)}", f"  {remedy}"]
+        data |= {"problem": sentence, "remedy": remedy}
     context.out.result(data, lines)
     return exit_code_for(failed[0].error or MeshkitError("provider_request_failed")) if failed else 0
 

@@ -15,15 +15,23 @@ from ..errors import MeshkitError
 from ._context import Context
 from ._output import clock
 
-__all__ = ["serve", "serve_commands", "serve_invite"]
+__all__ = [
+    "database_options",
+    "run",
+    "serve",
+    "serve_commands",
+    "serve_invite",
+    "server_room",
+    "settings_of",
+]
 
 DEFAULT_LIFE: Final = "7d"
 
 
 def serve(context: Context, args: argparse.Namespace) -> int:
     """``serve``: run the service in this process until it is told to end."""
-    server = _server()
-    settings = _settings(server, args)
+    server = server_room()
+    settings = settings_of(server, args)
     logs.setup(None, stderr=True, level=logging.WARNING)
 
     def started(addresses: list[str]) -> None:
@@ -31,15 +39,15 @@ def serve(context: Context, args: argparse.Namespace) -> int:
         context.out.result(data, [f"Listening on {', '.join(addresses)}. Ctrl-C ends it."])
         sys.stdout.flush()
 
-    _run(partial(server.serve, settings, started))
+    run(partial(server.serve, settings, started))
     return 0
 
 
 def serve_invite(context: Context, args: argparse.Namespace) -> int:
     """``serve-invite``: make an invitation in the name of who runs the service."""
-    server = _server()
-    settings = _settings(server, args)
-    code, expires = _run(partial(server.invite, settings, parse_span(args.expires)))
+    server = server_room()
+    settings = settings_of(server, args)
+    code, expires = run(partial(server.invite, settings, parse_span(args.expires)))
     context.out.result(
         {"code": code, "expires": expires},
         [code, f"Good for one newcomer until {clock(expires)}. It is shown only now."],
@@ -57,7 +65,7 @@ def serve_commands(add: Any) -> None:
         "Everything can be set in a file (--config), and the following also here.",
         "meshkitfs serve --database /srv/meshkitfs/metadata.db --listen 127.0.0.1:8787",
     )
-    _database(parser)
+    database_options(parser)
     parser.add_argument(
         "--listen",
         metavar="PLACE",
@@ -83,21 +91,22 @@ def serve_commands(add: Any) -> None:
         "Make an invitation directly in the service's database; the service may be running.",
         "meshkitfs serve-invite --database /srv/meshkitfs/metadata.db",
     )
-    _database(invite)
+    database_options(invite)
     invite.add_argument(
         "--expires", metavar="DURATION", default=DEFAULT_LIFE, help=f"how long it is good for: 12h, 30d "
         f"(default: {DEFAULT_LIFE})",
     )  # fmt: skip
 
 
-def _database(parser: argparse.ArgumentParser) -> None:
+def database_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which service's database is meant."""
     parser.add_argument(
         "--database", metavar="PLACE", help="a file, or postgresql://HOST/NAME without a password"
     )
     parser.add_argument("--database-file", metavar="FILE", help="a file of mode 0600 that holds the PLACE")
 
 
-def _settings(server: Any, args: argparse.Namespace) -> Any:
+def settings_of(server: Any, args: argparse.Namespace) -> Any:
     """The configuration file with the options over it."""
     overrides: dict[str, Any] = {}
     if args.database is not None:
@@ -125,7 +134,7 @@ def _settings(server: Any, args: argparse.Namespace) -> Any:
     return server.load(Path(config) if config else None, overrides)
 
 
-def _run(work: Any) -> Any:
+def run(work: Any) -> Any:
     """Run it under trio; the one failure of a group of tasks comes out as itself."""
     import trio  # other commands do without it
 
@@ -138,7 +147,7 @@ def _run(work: Any) -> Any:
         raise error from None
 
 
-def _server() -> Any:
+def server_room() -> Any:
     """The service's room: its packages are an extra, and only these commands need them."""
     try:
         from .. import server

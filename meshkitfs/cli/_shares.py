@@ -17,6 +17,7 @@ __all__ = [
     "accept_rollback",
     "add",
     "create",
+    "decline",
     "inbox",
     "list_shares",
     "reencrypt",
@@ -118,6 +119,7 @@ def add(context: Context, args: argparse.Namespace) -> int:
             "policy": args.policy,
             "vault": args.vault,
             "capability": args.capability,
+            "offline_grace": args.offline_grace,
         },
     )
     what = "exactly this version" if data.get("grant") == "snapshot" or args.snapshot else "from now on"
@@ -147,6 +149,11 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
     bound = data.get("bound_seconds")
     if isinstance(bound, (int, float)):
         lines.append(f"Opens fail at once; what is open ends within {duration(bound)}.")
+    offline = data.get("unreachable_bound_seconds")
+    if isinstance(offline, (int, float)):
+        lines.append(
+            f"A device that cannot reach the metadata store goes on for {duration(offline)} at most."
+        )
     lines.append("Copies made before this cannot be recalled.")
     if not args.reencrypt:
         context.out.result(data, lines)
@@ -244,12 +251,24 @@ def accept(context: Context, args: argparse.Namespace) -> int:
     return 0
 
 
+def decline(context: Context, args: argparse.Namespace) -> int:
+    """``decline LETTER``"""
+    data = context.call("inbox.decline", {"letter": args.letter})
+    lines = [f"Thrown away: {printable(data['name'])} of {printable(data['from'])}, who is not told."]
+    if data["accepted"]:
+        lines.append("It was accepted before, and stays in your mount.")
+    context.out.result(data, lines)
+    return 0
+
+
 def _rights(item: Mapping[str, Any]) -> str:
     return ", ".join(str(right) for right in item.get("rights") or ())
 
 
 def _conditions(item: Mapping[str, Any]) -> str:
     named = [f"{name} {item[name]}" for name in ("policy", "vault", "capability") if item.get(name)]
+    if item.get("offline_grace"):
+        named.append(f"offline for {duration(item['offline_grace'])}")
     if item.get("grant") == "snapshot":
         named.insert(0, "snapshot")
     return ", ".join(named)

@@ -8,7 +8,7 @@ from typing import Final
 
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["match_span", "parse_expiry", "parse_span"]
+__all__ = ["match_span", "parse_expiry", "parse_since", "parse_span"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhdw])\Z")
@@ -53,3 +53,21 @@ def parse_expiry(text: str, now: int) -> int:
     if not now < when <= now + _LIMIT:
         raise MeshkitError("invalid_argument", f"{text!r} is not in the future, or too far in it")
     return when
+
+
+def parse_since(text: str, now: int) -> int:
+    """Return the UNIX time (seconds) that ``text`` means when it says from when on, at ``now``.
+
+    A number with s, m, h, d or w is that long ago; an ISO date means its first moment, UTC; an ISO date and
+    time is UTC unless it names an offset. Raises MeshkitError ``invalid_argument`` for anything else.
+    """
+    span = match_span(text)
+    if span is not None:
+        return max(0, now - span)
+    try:
+        moment = datetime.fromisoformat(text)
+        return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
+    except (ValueError, OverflowError):
+        raise MeshkitError(
+            "invalid_argument", f"{text!r}: say 2h, 3d for so long ago, or a date such as 2026-11-25"
+        ) from None

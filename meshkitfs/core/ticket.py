@@ -21,12 +21,13 @@ from meshkitfs.core.identity_record import IdentityRecord
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["MAGIC", "PREFIX", "Claim", "Ticket", "open_claim", "seal_claim"]
+__all__ = ["MAGIC", "PREFIX", "Claim", "Ticket", "link_of", "open_claim", "seal_claim"]
 
 PREFIX: Final = "meshkit-invitation1:"
 MAGIC: Final = b"MKC1\x01"
 _TEXT_MAX: Final = 65536
 _CLAIM_MAX: Final = 65536
+_LANDING: Final = "/join"
 _INFO: Final = b"mk/claim@1\0"
 
 
@@ -37,7 +38,8 @@ class Ticket(Record):
     ``seed`` is the one-time secret: an Ed25519 seed whose public half the owner keeps. ``url`` is the
     metadata service (empty: the owner uses none), ``join`` what it asks newcomers for (or empty),
     ``owner_record`` the owner's signed identity record, ``until`` when the invitation ends (UNIX seconds),
-    ``name`` what the owner calls the share.
+    ``name`` what the owner calls the share, ``store`` the byte store its blocks are at (JSON as in a
+    configuration, with no credentials; or empty).
     """
 
     TYPE: ClassVar[str] = "mk/ticket@1"
@@ -49,6 +51,7 @@ class Ticket(Record):
         "owner_record": blob_up_to(16384),
         "until": time,
         "name": text(255, at_least=1),
+        "store": text(8192),
     }
 
     id: bytes
@@ -58,6 +61,7 @@ class Ticket(Record):
     owner_record: bytes
     until: int
     name: str
+    store: str = ""
 
     @property
     def owner(self) -> IdentityRecord:
@@ -70,12 +74,12 @@ class Ticket(Record):
 
     @classmethod
     def from_text(cls, value: str) -> Ticket:
-        """Return the ticket in a text; white space in it is ignored.
+        """Return the ticket in a text, or in a link (see `link_of`); white space in it is ignored.
 
         Raises ``invalid_argument`` if it is no such text, ``invalid_record`` if what is in it is not valid.
         Neither repeats any of it.
         """
-        squeezed = "".join(value[: _TEXT_MAX + 1].split())
+        place, mark, squeezed = "".join(value[: _TEXT_MAX + 1].split()).rpartition("#")
         encoded = squeezed.removeprefix(PREFIX)
         try:
             raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
@@ -86,7 +90,19 @@ class Ticket(Record):
             raise MeshkitError("invalid_argument", f"not an invitation ({PREFIX}...)")
         owner_record = cose.peek1(raw, cls.TYPE).get("owner_record", b"")
         owner = IdentityRecord.parse_self_signed(owner_record)
-        return cls.parse(raw, {owner.kid: owner.sig})
+        ticket = cls.parse(raw, {owner.kid: owner.sig})
+        if mark and place != ticket.url + _LANDING:
+            # What a person reads in a link has to be where it leads.
+            raise MeshkitError("invalid_argument", "the link names another service than the invitation in it")
+        return ticket
+
+
+def link_of(ticket: str, url: str) -> str:
+    """Return an invitation (its text) as a link to its metadata service at ``url``.
+
+    The secret is in the fragment, which programs that follow a link keep to themselves.
+    """
+    return f"{url}{_LANDING}#{ticket}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FSYNC",
     "KEY_VAULTS",
+    "AccessConfig",
+    "AuditConfig",
     "Config",
     "KeyVaultConfig",
     "MetadataConfig",
@@ -48,8 +50,11 @@ MAX_BYTES: Final = 64 * 1024
 KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
-    *("metadata", "keyVault", "mount", "writing"),  # ours
+    *("metadata", "keyVault", "mount", "writing", "audit", "access"),  # ours
 )
+# A proof of freshness is good for no longer; less would end with every answer that is a little late.
+LEASE_LEAST: Final = 15
+LEASE_MOST: Final = 300
 FSYNC: Final = ("published", "journal")
 # Less would make every larger file wait for the provider block by block.
 SPOOL_LEAST: Final = 16 << 20
@@ -179,6 +184,22 @@ class WritingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """How long access goes on while nobody confirms it: ``lease_seconds``, `LEASE_LEAST` to `LEASE_MOST`."""
+
+    lease_seconds: int = LEASE_MOST
+
+
+@dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """What this device keeps of who opened what: ``enabled`` at all, with ``names`` of files and programs."""
+
+    enabled: bool = True
+    names: bool = True
+    days: int = 90
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """What one mount is told on the command line.
 
@@ -205,6 +226,8 @@ class Config:
     mount: MountConfig = field(default_factory=MountConfig)
     writing: WritingConfig = field(default_factory=WritingConfig)
     policy: PolicyConfig | None = None
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
 
     def as_dict(self, base: Path) -> dict[str, Any]:
         """Return the JSON form. Paths below ``base`` are written relative, so that a home can be moved."""
@@ -227,7 +250,15 @@ class Config:
             writing["spoolLimit"] = self.writing.spool_limit
         if writing:
             result["writing"] = writing
+        audit = {name: value for name, value in asdict(self.audit).items() if value != _AUDIT[name]}
+        if audit:
+            result["audit"] = audit
+        if self.access != AccessConfig():
+            result["access"] = {"leaseSeconds": self.access.lease_seconds}
         return result
+
+
+_AUDIT: Final = asdict(AuditConfig())
 
 
 def load(path: Path) -> Config:
@@ -333,6 +364,8 @@ class _Reader:
             mount=self._mount(top.get("mount", {})),
             writing=self._writing(top.get("writing", {})),
             policy=self._policy(top["policy"]) if "policy" in top else None,
+            audit=self._audit(top.get("audit", {})),
+            access=self._access(top.get("access", {})),
         )
 
     def _policy(self, value: Any) -> PolicyConfig:
@@ -441,6 +474,22 @@ class _Reader:
         if limit is not None and (type(limit) is not int or limit < SPOOL_LEAST):
             self._fail("writing.spoolLimit", f"must be a number of bytes, at least {SPOOL_LEAST}")
         return WritingConfig(fsync, limit)
+
+    def _audit(self, value: Any) -> AuditConfig:
+        item = _AUDIT | self._object(value, "audit", tuple(_AUDIT))
+        for name in ("enabled", "names"):
+            if not isinstance(item[name], bool):
+                self._fail(f"audit.{name}", "must be true or false")
+        if type(item["days"]) is not int or not 1 <= item["days"] <= 3650:
+            self._fail("audit.days", "must be a number of days, 1 to 3650")
+        return AuditConfig(**item)
+
+    def _access(self, value: Any) -> AccessConfig:
+        item = self._object(value, "access", ("leaseSeconds",))
+        seconds = item.get("leaseSeconds", LEASE_MOST)
+        if type(seconds) is not int or not LEASE_LEAST <= seconds <= LEASE_MOST:
+            self._fail("access.leaseSeconds", f"must be a number from {LEASE_LEAST} to {LEASE_MOST}")
+        return AccessConfig(seconds)
 
     def _planned(self, top: Mapping[str, Any], name: str, kinds: tuple[str, ...]) -> None:
         """A section MeshKit has and this version has not: refused, because ignoring it would open doors."""

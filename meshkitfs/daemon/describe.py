@@ -7,22 +7,27 @@ import os
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshkitfs.core.cid import cid_text
 from meshkitfs.core.entries import FILE
-from meshkitfs.daemon.session import Incident, Session
-from meshkitfs.errors import TABLE
+from meshkitfs.core.keys import fingerprint, kid_of
+from meshkitfs.daemon.metadata_home import lateness
+from meshkitfs.daemon.session import WATCH_S, Incident, Session
+from meshkitfs.errors import TABLE, MeshkitError
+from meshkitfs.gate import Trace
 from meshkitfs.identity import Contact
 from meshkitfs.metadata import HttpMetadata
-from meshkitfs.shares import DirNode, Invitation, Share
+from meshkitfs.shares import DirNode, Invitation, Share, grace_of
 from meshkitfs.state import Member
 
 if TYPE_CHECKING:
     from meshkitfs.daemon.locking import Lock
 
 __all__ = [
+    "STEP_BOUND_S",
     "Incident",
+    "bounds",
     "errors_text",
     "incident_text",
     "invitation",
@@ -33,6 +38,11 @@ __all__ = [
     "status",
     "status_json",
 ]
+
+
+# How long the end of a grant takes to reach open descriptors and the kernel's copies, in seconds: the
+# watcher's step, and as much again for the walk and the kernel.
+STEP_BOUND_S: Final = 2 * WATCH_S
 
 
 def share(item: Share) -> dict[str, Any]:
@@ -52,13 +62,43 @@ def share(item: Share) -> dict[str, Any]:
         "epoch": grant.roster.epoch if grant is not None else None,
         "head": cid_text(item.base.root) if item.base.root else None,
         "state": _state(item),
-        "reason": next((e.code for e in (refusal, item.stuck, item.unread) if e is not None), None),
+        "reason": next((e.code for e in _reasons(item) if e is not None), None),
+        "freshness": _freshness(item),
+        "roster": _roster(item),
         "conflicts": [os.fsdecode(name) for name in item.conflicts],
     }
     root = item.tree_root
     if refusal is None and isinstance(root, DirNode) and root.children is not None:
         data["entries"] = len(root.children)
     return data
+
+
+def _reasons(item: Share) -> tuple[MeshkitError | None, ...]:
+    """What is wrong with a share, what matters most first."""
+    return item.refusal, item.stuck, item.unread, item.unconfirmed, item.roster_problem
+
+
+def _freshness(item: Share) -> dict[str, Any] | None:
+    """Say when the metadata store last vouched for the grant, and how long it goes on without that."""
+    grant = item.grant
+    if grant is None:
+        return None
+    error = item.unconfirmed
+    return {
+        "proved": grant.proved or None,
+        "age_seconds": max(0, int(time.time()) - grant.proved) if grant.proved else None,
+        "ends_in_seconds": int(grant.seconds_left),
+        "offline_grace": grant.capsule.offline_grace,
+        "unconfirmed": "" if error is None else f"{error.code}: {error.detail}",
+    }
+
+
+def _roster(item: Share) -> dict[str, Any] | None:
+    """Of a share of one's own: until when its roster vouches, and why it could not be renewed."""
+    if not item.roster_until:
+        return None
+    problem = item.roster_problem
+    return {"until": item.roster_until, "problem": "" if problem is None else problem.detail}
 
 
 def _state(item: Share) -> str:
@@ -91,6 +131,7 @@ def member(item: Member) -> dict[str, Any]:
         "policy": item.policy,
         "vault": item.vault,
         "capability": item.capability,
+        "offline_grace": grace_of(item),
         "capsule": item.capsule_id.hex(),
         "revoked": item.revoked or None,
     }
@@ -163,6 +204,7 @@ def status(session: Session, lock: Lock) -> dict[str, Any]:
     """Describe the whole home: identity, shares, what waits, what went wrong, and what it has cost."""
     reader = session.services.reader
     return {
+        "access": bounds(session),
         "identity": session.identity.handle,
         "locked": lock.status(),
         "pid": os.getpid(),
@@ -196,6 +238,21 @@ def status(session: Session, lock: Lock) -> dict[str, Any]:
     }
 
 
+def bounds(session: Session) -> dict[str, float]:
+    """Say how soon an end of access bites in a mount of this home, in seconds.
+
+    ``noticed_seconds``: as long as the metadata store answers. ``lease_seconds``: how long a grant goes on
+    without an answer, and ``unreachable_seconds``: by when it has ended then, open files and the kernel's
+    copies included. An offline grace takes the place of the lease for the grants that have one.
+    """
+    gate = session.gate
+    return {
+        "noticed_seconds": STEP_BOUND_S + lateness(session.metadata, gate.lease_s, gate.renew_ahead_s),
+        "lease_seconds": gate.lease_s,
+        "unreachable_seconds": STEP_BOUND_S + gate.lease_s,
+    }
+
+
 def _metadata(session: Session) -> dict[str, Any]:
     """Describe the metadata home; of a service also whether its change feed can be relied upon."""
     metadata = session.metadata
@@ -203,6 +260,22 @@ def _metadata(session: Session) -> dict[str, Any]:
     if isinstance(metadata, HttpMetadata):
         data |= {"feed": "live" if metadata.feed.live else "down", "problem": metadata.feed.problem}
     return data
+
+
+def steps(session: Session, trace: Trace) -> list[dict[str, str]]:
+    """Describe a walk through the gate, with the fingerprint of who signed, and how sure one is of it."""
+    known: dict[str, tuple[str, str, str]] = {}
+    me = session.identity.public
+    for contact in session.contacts.list():
+        kid = kid_of(contact.public.sig).hex()
+        known[kid] = (contact.handle, contact.fingerprint, str(contact.trust))
+    for own in (kid_of(me.sig), session.identity.encryption.kid):
+        known[own.hex()] = (me.handle, fingerprint(me.root), "self")
+    found = []
+    for step in trace.as_list():
+        by, mark, trust = known.get(step["signer"], (step["by"], "", ""))
+        found.append(step | {"by": by, "fingerprint": mark, "trust": trust})
+    return found
 
 
 def status_json(session: Session, lock: Lock, mounted: dict[str, Any]) -> bytes:

@@ -94,6 +94,7 @@ class Lock:
         session.services.reader.forget(wiped=True)
         session.gate.forget_keys()
         session.identity.lock()
+        await session.auditing.flush()
         session.sealer.lock()
         await trio.to_thread.run_sync(session.state.close)
         await trio.to_thread.run_sync(scrub)

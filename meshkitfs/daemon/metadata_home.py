@@ -67,6 +67,10 @@ async def open_metadata(
         await service.aclose()
 
 
-def lateness(metadata: Metadata) -> float:
-    """Return for how many seconds a change may go unnoticed, whatever becomes of the notifications."""
-    return RECHECK_S if isinstance(metadata, HttpMetadata) else 0.0
+def lateness(metadata: Metadata, lease_s: float, ahead_s: float) -> float:
+    """Return for how many seconds a change may go unnoticed, whatever becomes of the notifications.
+
+    A service is asked about each share in use every `RECHECK_S`, and when a lease of ``lease_s`` is renewed,
+    ``ahead_s`` before its end.
+    """
+    return min(RECHECK_S, lease_s - ahead_s) if isinstance(metadata, HttpMetadata) else 0.0

@@ -18,9 +18,9 @@ import trio
 
 from meshkitfs.core.durations import parse_expiry
 from meshkitfs.core.moments import parse_moment
-from meshkitfs.daemon.metadata_home import lateness
+from meshkitfs.daemon import describe
 from meshkitfs.daemon.policy_provider import open_provider, pol_of
-from meshkitfs.daemon.session import WATCH_S, Session
+from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.policy import Decision, Demand, PolicyRequest
 from meshkitfs.shares import Share, Terms
@@ -123,7 +123,7 @@ class Policies:
             "renewed": renewed,
             "ended": ended,
             "failed": failed,
-            "bound_seconds": 2 * WATCH_S + lateness(self._session.metadata),
+            "bound_seconds": describe.bounds(self._session)["noticed_seconds"],
         }
 
     async def _delete(self, name: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import mount as fuse_mount
 from meshkitfs.keyvault import Passphrase
 from meshkitfs.shares import ShareBook
+from meshkitfs.state import AuditLine
 from meshkitfs.vfs import ControlFiles, MeshFilesystem
 
 __all__ = ["run_mount"]
@@ -106,7 +107,7 @@ class _Mount:
         )
         # Until there is one to read, a book without shares; see `show`.
         book = cast(ShareBook, NoShares())
-        self.fs = MeshFilesystem(book, self._files, self._runtime, self._note)
+        self.fs = MeshFilesystem(book, self._files, self._runtime, self._note, self._record)
         self.fs.closed = self._closed
         self._settled: Callable[[], Any] | None = None
 
@@ -179,6 +180,11 @@ class _Mount:
     def _note(self, path: str, error: MeshkitError) -> None:
         if self.service is not None:
             self.service.session.note(path, error)
+
+    def _record(self, line: AuditLine) -> None:
+        record = None if self.service is None else self.service.session.auditing.record
+        if record is not None:
+            record(line)
 
     def _runtime(self) -> dict[str, Any]:
         if self.service is not None:

@@ -25,29 +25,26 @@ from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.conditions import Conditions
 from meshkitfs.daemon.home import Home
-from meshkitfs.daemon.inviting import Inviting, checked_rights
+from meshkitfs.daemon.inviting import Inviting, checked_grace, checked_rights
 from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.locking import Lock, secret_from
-from meshkitfs.daemon.metadata_home import lateness, open_metadata
+from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policies import Policies
 from meshkitfs.daemon.rotating import Rotating
-from meshkitfs.daemon.session import WATCH_S, Session
+from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Trace
+from meshkitfs.gate import FRESH_S, Trace
 from meshkitfs.identity import Holder, create_identity, publish, report, save_identity, standing, to_text
 from meshkitfs.metadata import EmbeddedMetadata, HttpMetadata
 from meshkitfs.net import Secret
 from meshkitfs.providers import ProviderSpec, open_provider
-from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, reencrypt
+from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, grace_of, reencrypt
 from meshkitfs.state import State
 
 __all__ = ["Service", "initialize"]
 
 Progress = Callable[[dict[str, Any]], None]
 
-# What an open descriptor elsewhere may still read after a revocation, in seconds: the watcher's step, and
-# as much again for the walk and the kernel.
-REVOKE_BOUND_S: Final = 2 * WATCH_S
 _PROGRESS_S: Final = 0.2
 # What can pass without anybody doing something here, and how often `sync` then tries again (s).
 _PASSING: Final = frozenset(
@@ -83,6 +80,7 @@ class Service:
             "share.accept_rollback": self._share_accept_rollback,
             "inbox.list": self._inbox_list,
             "inbox.accept": self._inbox_accept,
+            "inbox.decline": self._inbox_decline,
             "identity.show": self._identity_show,
             "identity.publish": self._identity_publish,
             "contacts.list": self._contacts_list,
@@ -104,6 +102,7 @@ class Service:
             **self._policies.methods,
             **Rotating(session, self._identity_show).methods,
             **Conditions(session, self._bound).methods,
+            **session.auditing.methods,
         }
 
     @classmethod
@@ -163,14 +162,15 @@ class Service:
     async def _share_add(
         self, target: str, recipient: str, rights: list[str] | None = None, expires: str | None = None,
         snapshot: bool = False, policy: str | None = None, vault: str | None = None,
-        capability: str | None = None,
+        capability: str | None = None, offline_grace: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
         pol = self._policies.pol(policy) if policy else None
         vault = self.session.vaults.reference(vault) if vault else ""
         capability = self.session.tokens.reference(capability) if capability else ""
-        terms = Terms(names, until, policy or "", vault, capability, pol)
+        grace = checked_grace(offline_grace)
+        terms = Terms(names, until, policy or "", vault, capability, pol, grace)
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:
@@ -195,16 +195,20 @@ class Service:
     async def _share_revoke(self, share: str, recipient: str) -> dict[str, Any]:
         found = self._whole(share)
         ended = await self.session.book.revoke(found, recipient)
+        bounds = describe.bounds(self.session)
         return {
             "share": found.name,
             "recipient": recipient,
             "revoked": [describe.member(member) for member in ended],
-            "bound_seconds": self._bound(),
+            "bound_seconds": bounds["noticed_seconds"],
+            "unreachable_bound_seconds": max(
+                [describe.STEP_BOUND_S + FRESH_S, *(describe.STEP_BOUND_S + grace_of(old) for old in ended)]
+            ),
         }
 
     def _bound(self) -> float:
         """Return how long (s) something that was taken back may go on to be used elsewhere."""
-        return REVOKE_BOUND_S + lateness(self.session.metadata)
+        return describe.bounds(self.session)["noticed_seconds"]
 
     async def _share_reencrypt(self, share: str, progress: Progress) -> dict[str, Any]:
         found = self._whole(share)
@@ -264,6 +268,11 @@ class Service:
     async def _inbox_accept(self, letter: str, name: str | None = None) -> dict[str, Any]:
         share = await self.session.book.accept(letter, os.fsencode(name) if name else None)
         return await self._described(share)
+
+    async def _inbox_decline(self, letter: str) -> dict[str, Any]:
+        declined = await self.session.book.decline(letter)
+        contacts = {contact.handle: contact for contact in self.session.contacts.list()}
+        return describe.invitation(declined, contacts)
 
     async def _identity_show(self) -> dict[str, Any]:
         session = self.session
@@ -388,10 +397,15 @@ class Service:
             # The past is open to whoever may open the share.
             past = os.fsencode(inside).partition(b"/")[0] == SNAPSHOTS
             node = await self._walk(share, "" if past else inside)
-            failure = self.fault_of(node) or share.stuck
+            failure = self.fault_of(node) or share.stuck or share.unconfirmed
         except MeshkitError as error:
             failure = error
-        data: dict[str, Any] = {"path": relative, "share": share.name, "steps": trace.as_list(), "code": ""}
+        data: dict[str, Any] = {
+            "path": relative,
+            "share": share.name,
+            "steps": describe.steps(session, trace),
+            "code": "",
+        }
         return data if failure is None else data | failure.as_dict()
 
     async def _clock_reset(self) -> dict[str, Any]:

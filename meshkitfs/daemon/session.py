@@ -20,6 +20,7 @@ from meshkitfs import keyvault
 from meshkitfs.core.secret_memory import SecretBytes, scrub_thread, wipe
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
+from meshkitfs.daemon.auditing import Auditing
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.metadata_home import open_metadata
@@ -38,6 +39,7 @@ from meshkitfs.shares import (
     Event,
     OwnLists,
     PublishFailed,
+    RosterOverdue,
     Services,
     Share,
     ShareBook,
@@ -105,6 +107,7 @@ class Session:
     tokens: Tokens
     life: IdentityLife
     sealer: Sealer
+    auditing: Auditing
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
@@ -167,11 +170,14 @@ class Session:
             if isinstance(metadata, HttpMetadata):
                 nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
+            nursery.start_soon(session._watch_leases)
+            nursery.start_soon(session._watch_rosters)
             nursery.start_soon(session._watch_vault)
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session.resume)
             nursery.start_soon(session._watch_tokens)
             nursery.start_soon(session.life.run)
+            nursery.start_soon(session.auditing.run)
             stack.push_async_callback(session._close)
             yield session
 
@@ -188,7 +194,7 @@ class Session:
         owners = Owners(lambda: holder.identity, lambda: contacts, state)
         gate = Gate(
             lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing, metadata, state,
-            clock, owners, deciders,
+            clock, owners, deciders, lease_s=settings.access.lease_seconds,
         )  # fmt: skip
         spooled = state.staged_digests()
         # Services and session refer to each other through this: events arrive only once it is filled.
@@ -218,6 +224,7 @@ class Session:
             home, settings, vault, holder, state, clock, store, metadata, gate, services, book, contacts,
             welcome, lists, vaults, tokens,
             IdentityLife(holder, lambda: made[0].unlocked(), metadata, book, contacts), sealer,
+            Auditing(state, settings.audit, book),
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -228,7 +235,7 @@ class Session:
             share.press()
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, PublishFailed):
+        if isinstance(event, PublishFailed | RosterOverdue):
             self.note(event.share, event.error)
         if isinstance(event, AccessChanged) and event.code:
             share = self.book.shares.get(event.share.encode(errors="surrogateescape"))
@@ -259,21 +266,43 @@ class Session:
             await self.look_at_vault()
 
     async def _watch(self) -> None:
-        """Notice what others did, renew leases and rosters, and let expired grants end."""
+        """Notice what others did, and renew leases."""
+        busy: set[Share] = set()
+
+        async def look(share: Share) -> None:
+            try:
+                await share.refresh()
+            except Exception:
+                _log.exception("the watcher failed in a way nobody foresaw")
+            finally:
+                busy.discard(share)
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(WATCH_S)
+                for share in list(self.book.shares.values()):
+                    # One that must wait for an answer keeps none of the others waiting.
+                    if share not in busy:
+                        busy.add(share)
+                        nursery.start_soon(look, share)
+
+    async def _watch_leases(self) -> None:
+        """Let what is over end, whoever is being waited for elsewhere."""
+        while True:
+            await trio.sleep(WATCH_S)
+            for share in list(self.book.shares.values()):
+                share.lapse()
+
+    async def _watch_rosters(self) -> None:
+        """Keep this home's own rosters valid, and those whose time is over out."""
         while True:
             await trio.sleep(WATCH_S)
             if self.locked is not None:
                 continue
             try:
-                async with trio.open_nursery() as nursery:
-                    # Together: one that must wait for an answer does not keep the others.
-                    for share in list(self.book.shares.values()):
-                        nursery.start_soon(share.refresh)
                 await self.book.renew_rosters()
-            except MeshkitError as error:
-                _log.warning("a roster could not be renewed: %s (%s)", error.code, error.detail)
             except Exception:
-                _log.exception("the watcher failed in a way nobody foresaw")
+                _log.exception("renewing rosters failed in a way nobody foresaw")
             try:
                 await self.lists.renew()
             except MeshkitError as error:
@@ -361,6 +390,7 @@ class Session:
         """Publish what is not published yet; what cannot be stays in the spool for the next start."""
         with trio.CancelScope(shield=True):
             await self.secure()
+            await self.auditing.flush()
         with trio.move_on_after(self.closing_s, shield=True):
             for share in list(self.book.shares.values()):
                 if share.dirty:

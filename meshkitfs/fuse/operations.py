@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from meshkitfs.fuse.refusal import errno_for
 from meshkitfs.fuse.workers import Workers
+from meshkitfs.vfs import CALLER
 from meshkitfs.vfs.types import Attr, Filesystem, ForgetInode, SetAttr
 
 __all__ = ["Operations"]
@@ -252,6 +253,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
+        CALLER.set(ctx.pid)
         opened = await self._fs.open(inode, flags)
         if opened.refresh and self.settled is not None:
             # The reader must not see the old size: the kernel forgets it before the open is answered.
@@ -264,6 +266,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        CALLER.set(ctx.pid)
         _check(name)
         opened, attr = await self._fs.create(parent_inode, name, mode & _PERMISSIONS, flags)
         return FileInfo(opened.fh, keep_cache=opened.keep_cache), self._entry(attr)
@@ -301,6 +304,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        CALLER.set(ctx.pid)
         # Through FileInfo, so that a handle which is no 64-bit number fails here and not in pyfuse3.
         return FileInfo(await self._fs.opendir(inode)).fh
 

@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from meshkitfs.core.cid import cid_text
+from meshkitfs.core.keys import kid_of
 from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate._lists import AccessLists
@@ -71,6 +72,7 @@ class Conditions:
         proofs = met.proofs
         if capsule.vault:
             with trace.step("vault") as step:
+                step.rule = str(capsule.vault)
                 proved = await self._lists.vault(capsule, roster, now, step)
                 proofs["vault_membership_required"] = proved.until
                 met.lists += (proved.list_id,)
@@ -78,11 +80,13 @@ class Conditions:
             trace.skip("vault", "the grant names no vault")
         if capsule.cap:
             with trace.step("capability") as step:
+                step.rule = str(capsule.cap)
                 await self._capability(capsule, roster, rights, action, now, step, met)
         else:
             trace.skip("capability", "the grant asks for no capability token")
         if capsule.pol:
             with trace.step("policy") as step:
+                step.rule = str(capsule.pol.get("id"))
                 await self._policies(capsule, sorted(rights), action, now, step, met)
         else:
             trace.skip("policy", "the grant names no policy")
@@ -136,7 +140,11 @@ class Conditions:
             f"policy '{demand.id}' allows {', '.join(sorted(allowed))} for {until - now} s"
             + (", asked again at the next open" if met.one_open else "")
             + (f"; {reason}" if reason else "")
-            + (f"; not {', '.join(sorted(met.withheld))}" if met.withheld else "")
+            + (f"; not {', '.join(sorted(met.withheld))}" if met.withheld else ""),
+            by=demand.url or ("the rules in the grant" if demand.rules else "the policy provider"),
+            signer=kid_of(demand.key) if demand.key else b"",
+            until=until,
+            rule=demand.id,
         )
 
     async def _decide(

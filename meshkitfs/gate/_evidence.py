@@ -15,7 +15,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import ShareState
 from meshkitfs.state import Mark, ShareRow
 
-__all__ = ["SKEW_S", "capsules", "fresh_until", "listed", "roster", "timestamp"]
+__all__ = ["FRESH_S", "SKEW_S", "capsules", "fresh_until", "listed", "roster", "timestamp", "vouched"]
 
 # Records signed by another machine's clock may be this far ahead of ours.
 SKEW_S: Final = 60
@@ -87,8 +87,8 @@ def listed(capsules: dict[bytes, Capsule], roster: Roster, row: ShareRow) -> tup
     return max(listed, key=lambda pair: (pair[0].seq, pair[0].exp))
 
 
-def timestamp(found: ShareState, roster: Roster, roster_hash: bytes, now: int) -> Timestamp:
-    """The service's proof that the roster is the newest one, fresh at ``now``."""
+def vouched(found: ShareState, roster: Roster, roster_hash: bytes, now: int) -> Timestamp:
+    """The service's word that the roster is the newest one, however long ago it gave it."""
     if found.timestamp is None:
         raise MeshkitError("freshness_unproven", "the metadata store gives no timestamp")
     keys = {kid_of(public): public for public in roster.timestamp_keys}
@@ -100,9 +100,20 @@ def timestamp(found: ShareState, roster: Roster, roster_hash: bytes, now: int) -
         raise MeshkitError("freshness_unproven", "the timestamp is for another roster")
     if stamp.iat > now + SKEW_S:
         raise MeshkitError("freshness_unproven", f"the timestamp is from {stamp.iat - now} s in the future")
+    return stamp
+
+
+def timestamp(
+    found: ShareState, roster: Roster, roster_hash: bytes, now: int, *, renewable: bool = False
+) -> Timestamp:
+    """The service's proof that the roster is the newest one, fresh at ``now``.
+
+    A roster that is ``renewable`` here may have run out.
+    """
+    stamp = vouched(found, roster, roster_hash, now)
     if now >= fresh_until(stamp):
         raise MeshkitError("freshness_unproven", f"the timestamp ran out {now - fresh_until(stamp)} s ago")
-    if now >= roster.exp:
+    if now >= roster.exp and not renewable:
         raise MeshkitError("freshness_unproven", f"the roster ran out {now - roster.exp} s ago")
     return stamp
 

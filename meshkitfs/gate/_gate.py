@@ -7,7 +7,7 @@ freshness, validity, vault, capability, policy, then the unwrap, then the head.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -20,7 +20,8 @@ from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
 from meshkitfs.gate._conditions import Conditions
-from meshkitfs.gate._grant import Grant, HeadView, implied, make_grant
+from meshkitfs.gate._grant import Grant, HeadView, implied, lease_now, make_grant
+from meshkitfs.gate._kept import Kept, is_newest_seen
 from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._owners import Owners
 from meshkitfs.gate._trace import Trace
@@ -33,6 +34,8 @@ __all__ = ["QUARANTINED", "Counters", "Gate"]
 _log = logging.getLogger(__name__)
 
 METADATA_DEADLINE_S = 10
+# How long before its end a lease is renewed, at most: so that what cannot wait (a listing) does not meet it.
+RENEW_AHEAD_S = 60.0
 # What says that the metadata store goes back in time or shows another history: the share is quarantined.
 # For a head that is until a person says what is true, for a roster until the one that was seen is back.
 QUARANTINED = frozenset({"head_rollback", "head_fork", "roster_rollback", "roster_fork"})
@@ -47,12 +50,35 @@ class Counters:
     refusals: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """What a walk has proved before it looks at the grant's own terms.
+
+    ``vouched`` is when the metadata store last vouched for the roster, ``until`` when the proof of freshness
+    ends (UNIX seconds). ``unproven`` is why there is no fresh one, if an older one is good enough.
+    """
+
+    found: ShareState
+    capsules: dict[bytes, Capsule]
+    capsule: Capsule
+    capsule_hash: bytes
+    roster: Roster
+    vouched: int
+    now: int
+    until: int
+    mark: Mark
+    # The keys that the share's owner has or had: kid to public key.
+    owner: Mapping[bytes, bytes]
+    unproven: MeshkitError | None = None
+
+
 class Gate:
     """Opens shares for one identity.
 
     ``encryption`` returns the identity's X-Wing keys, the newest first, or raises
     ``identity_locked``/``identity_not_found``; so does ``signing`` with its signing key, to which capability
     tokens are bound.
+    ``lease_s`` is how long (seconds, 5 minutes at most) a grant is good for without being renewed.
     """
 
     def __init__(
@@ -64,7 +90,10 @@ class Gate:
         clock: Clock,
         owners: Owners,
         policy: PolicyProvider | None = None,
+        *,
+        lease_s: float = evidence.FRESH_S,
     ) -> None:
+        self.lease_s = min(lease_s, float(evidence.FRESH_S))
         self._encryption = encryption
         self._metadata = metadata
         self._state = state
@@ -72,11 +101,17 @@ class Gate:
         self._owners = owners
         self.lists = AccessLists(lambda: self._metadata, state, signing)
         self._conditions = Conditions(policy, self.lists)
+        self._kept = Kept(state)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
         self._keys: dict[bytes, dict[bytes, SecretBytes]] = {}
         # The last refusal of each share, so that asking again twice a second is not logged twice a second.
         self._refused: dict[bytes, str] = {}
+
+    @property
+    def renew_ahead_s(self) -> float:
+        """How long before its end a lease is to be renewed."""
+        return min(RENEW_AHEAD_S, self.lease_s / 3)
 
     def forget_keys(self) -> None:
         """Wipe every unwrapped key (the identity was locked). Grants that hold one must have ended."""
@@ -84,6 +119,33 @@ class Gate:
             for key in held.values():
                 key.wipe()
         self._keys.clear()
+
+    async def confirm(self, row: ShareRow, action: str | None) -> Grant:
+        """As `open`, but only with a fresh proof: for what must not rest on what was true some time ago."""
+        grant = await self.open(row, action)
+        if grant.unproven is not None:
+            raise grant.unproven
+        return grant
+
+    async def note_published(
+        self, row: ShareRow, *, head: bytes | None = None, roster: bytes | None = None,
+        capsules: Sequence[bytes] = (),
+    ) -> None:  # fmt: skip
+        """Note what this device has published of a share (records): what is kept goes on from there.
+
+        ``capsules`` are those addressed to this identity.
+        """
+        await self._kept.go_on(row.ref, head, roster, capsules)
+
+    async def remembered_roster(self, row: ShareRow) -> Roster | None:
+        """Return the roster that last proved this share of one's own, as far as it is known here."""
+        found = await self._kept.get(row.ref)
+        if found is None:
+            return None
+        try:
+            return evidence.roster(found, row, self._owners.known(row), Mark())[0]
+        except MeshkitError:
+            return None
 
     async def open(self, row: ShareRow, action: str | None, trace: Trace | None = None) -> Grant:
         """Walk the checks for ``row`` and return a grant that includes ``action``; None for any right at all.
@@ -123,41 +185,27 @@ class Gate:
         with trace.step("identity") as step:
             newest, *former = self._encryption()
             mine = {key.kid: key for key in (newest, *former)}
-            step.note(f"encryption key {newest.kid.hex()[:16]}")
-        # Read before asking: what the store answers then can only be newer, unless it goes back.
-        mark = self._state.mark(row.share)
-        with trace.step("capsule") as step:
-            found, addressed = await self._ask(row, newest, former)
-            signers = await self._owners.signers(row, found, self._clock.now)
-            owner = signers.keys if signers else {kid_of(row.owner_public): row.owner_public}
-            capsules = evidence.capsules(addressed, row, owner, mine)
-            step.note(f"{len(capsules)} signed by {row.owner_handle}")
-        with trace.step("roster") as step:
-            roster, roster_hash = evidence.roster(found, row, owner, mark)
-            if signers is not None:
-                self._owners.check_new(row, roster, roster_hash, mark, signers, self._clock.now)
-                await self._owners.note(row, roster, signers)
-            if roster.seq > mark.roster_seq:
-                # Signed by the owner, so it has been seen, also if it says that this grant was revoked:
-                # an older one that still lists it must not be believed later.
-                mark = replace(mark, roster_seq=roster.seq, roster_hash=roster_hash)
-                await trio.to_thread.run_sync(self._state.raise_mark, row.share, mark)
-            capsule, capsule_hash = evidence.listed(capsules, roster, row)
-            step.note(f"roster {roster.seq} lists capsule {capsule.id.hex()[:16]}")
-        with trace.step("freshness") as step:
-            now = self._clock.now()
-            stamp = evidence.timestamp(found, roster, roster_hash, now)
-            fresh_until = evidence.fresh_until(stamp)
-            step.note(f"timestamp of {now - stamp.iat} s ago, good for {fresh_until - now} s more")
+            step.note(f"encryption key {newest.kid.hex()[:16]}", signer=newest.kid)
+        by = row.owner_handle
+        asked = lease_now()
+        try:
+            proof = await self._prove(row, mine, trace)
+        except MeshkitError as error:
+            if error.code != "freshness_unproven":
+                raise
+            proof = await self._remember(row, mine, trace, error)
+        found, capsule, capsule_hash, roster = proof.found, proof.capsule, proof.capsule_hash, proof.roster
+        now, mark, owner = proof.now, proof.mark, proof.roster.signer
         with trace.step("validity") as step:
+            step.note("", since=capsule.nbf, until=capsule.exp, by=by, signer=owner)
             if now + evidence.SKEW_S < capsule.nbf:
                 raise MeshkitError("share_expired", f"valid in {capsule.nbf - now} s")
             if now >= capsule.exp:
                 raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
-            step.note(f"for {capsule.exp - now} s more")
+            step.evidence = f"for {capsule.exp - now} s more"
         with trace.step("rights") as step:
             granted = implied(capsule.rights)
-            step.note(", ".join(sorted(granted)))
+            step.note(", ".join(sorted(granted)), rule=action or "any", by=by, signer=owner)
             if action is not None and action not in granted:
                 raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
         met = await self._conditions.check(capsule, roster, granted, action, now, trace)
@@ -172,28 +220,29 @@ class Gate:
             step.note("unwrapped; matches the commitment in the signed capsule")
         with trace.step("head") as step:
             head = await self._head(found, row, capsule, roster, mark)
-            step.note(f"version {head.version}" if head.version else "no version yet")
+            step.note(f"version {head.version}", signer=head.writer, since=head.time)
         # The marks are on the disk before anything that they cover can be read (design: rollback memory).
         if capsule.grant == "live" and head.version > mark.head_version:
             new_mark = replace(mark, head_version=head.version, head_hash=head.hash)
             await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
-        # Only a walk that passed may raise the clock floor: an attacker's record must not.
-        self._clock.raise_floor(stamp.iat)
         if secret.wiped:
             raise MeshkitError("identity_locked", "it was locked meanwhile")
-        proofs = {
-            "share_expired": capsule.exp,
-            "freshness_unproven": min(fresh_until, roster.exp),
-            **met.proofs,
-        }
+        if proof.unproven is None:
+            # Only a walk that passed may raise the clock floor: an attacker's record must not.
+            self._clock.raise_floor(proof.vouched)
+            if row.mine or capsule.offline_grace:
+                await self._kept.keep(row.ref, found, proof.vouched)
+            else:
+                await self._kept.forget(row.ref)
+        proofs = {"share_expired": capsule.exp, "freshness_unproven": proof.until, **met.proofs}
 
         def older(epoch: int) -> SecretBytes:
-            for digest, past in capsules.items():
+            for digest, past in proof.capsules.items():
                 if past.epoch == epoch:
                     return self._unwrap(past, digest, mine)
             raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
 
-        return make_grant(
+        grant = make_grant(
             secret,
             capsule,
             capsule_hash,
@@ -204,25 +253,121 @@ class Gate:
             older=older,
             withheld=met.withheld,
             one_open=met.one_open,
-            owner=owner,
+            owner=proof.owner,
             lists=met.lists,
             caveats=met.caveats,
         )
+        grant.limit(asked + self.lease_s)
+        grant.proved, grant.unproven = proof.vouched, proof.unproven
+        return grant
 
-    async def _ask(
-        self, row: ShareRow, newest: EncryptionKey, former: Sequence[EncryptionKey]
-    ) -> tuple[ShareState, list[bytes]]:
-        """Return where the share stands, and the capsules for any of the keys.
+    async def _prove(self, row: ShareRow, mine: Mapping[bytes, EncryptionKey], trace: Trace) -> _Proof:
+        """Ask the metadata store, and check what it shows: capsule, roster, freshness."""
+        # Read before asking: what the store answers then can only be newer, unless it goes back.
+        mark = self._state.mark(row.share)
+        by = row.owner_handle
+        with trace.step("capsule") as step:
+            found = await self._ask(row, mine)
+            signers = await self._owners.signers(row, found, self._clock.now)
+            keys = signers.keys if signers else {kid_of(row.owner_public): row.owner_public}
+            capsules = evidence.capsules(found.capsules, row, keys, mine)
+            ends = max(capsule.exp for capsule in capsules.values())
+            step.note(f"{len(capsules)} signed by {row.owner_handle}", until=ends, by=by)
+        with trace.step("roster") as step:
+            roster, roster_hash = evidence.roster(found, row, keys, mark)
+            owner = roster.signer
+            if signers is not None:
+                self._owners.check_new(row, roster, roster_hash, mark, signers, self._clock.now)
+                await self._owners.note(row, roster, signers)
+            step.note(f"roster {roster.seq}", since=roster.iat, until=roster.exp, by=by, signer=owner)
+            if roster.seq > mark.roster_seq:
+                # Signed by the owner, so it has been seen, also if it says that this grant was revoked:
+                # an older one that still lists it must not be believed later.
+                mark = replace(mark, roster_seq=roster.seq, roster_hash=roster_hash)
+                await trio.to_thread.run_sync(self._state.raise_mark, row.share, mark)
+            capsule, capsule_hash = evidence.listed(capsules, roster, row)
+            step.evidence = f"roster {roster.seq} lists capsule {capsule.id.hex()[:16]}"
+        with trace.step("freshness") as step:
+            now = self._clock.now()
+            # Whose roster it is can renew it, also when it has run out.
+            stamp = evidence.timestamp(found, roster, roster_hash, now, renewable=row.mine)
+            until = evidence.fresh_until(stamp)
+            if not row.mine:
+                until = min(until, roster.exp)
+            step.note(
+                f"timestamp of {now - stamp.iat} s ago, good for {until - now} s more",
+                by="the metadata store",
+                signer=stamp.signer,
+                since=stamp.iat,
+                until=until,
+            )
+        return _Proof(found, capsules, capsule, capsule_hash, roster, stamp.iat, now, until, mark, keys)
+
+    async def _remember(
+        self, row: ShareRow, mine: Mapping[bytes, EncryptionKey], trace: Trace, error: MeshkitError
+    ) -> _Proof:
+        """Go by the last proof of this share, where that may be: within an offline grace, or if it is ours.
+
+        Nobody but this identity can take its own share from it, so what it knows of its own roster needs no
+        witness. Others need the newest records this device has seen, and a time since the last timestamp that
+        their grant allows; the clock floor sees to it that the time passes. Raises ``error``, which is why
+        there is no fresh proof, with more detail; and ``clock_rollback``.
+        """
+        mark = self._state.mark(row.share)
+        found = await self._kept.get(row.ref)
+        if found is None or not is_newest_seen(found, mark, live=row.grant == "live"):
+            raise error
+        now = self._clock.now()
+        try:
+            keys = self._owners.known(row)
+            capsules = evidence.capsules(found.capsules, row, keys, mine)
+            roster, roster_hash = evidence.roster(found, row, keys, mark)
+            capsule, capsule_hash = evidence.listed(capsules, roster, row)
+            vouched = 0
+            if not row.mine:
+                vouched = evidence.vouched(found, roster, roster_hash, now).iat
+        except MeshkitError:
+            raise error from None
+        until = now + evidence.FRESH_S
+        if row.mine:
+            last_word = "this identity is the owner, and has published no other roster"
+        else:
+            last = min(vouched + capsule.offline_grace, roster.exp)
+            if now >= last:
+                if capsule.offline_grace:
+                    error = MeshkitError(
+                        error.code, f"{error.detail}; the offline grace ended {now - last} s ago"
+                    )
+                raise error
+            until = min(until, last)
+            last_word = f"last {now - vouched} s ago; offline grace, for {last - now} s more"
+            self._clock.raise_floor(now)
+        trace.again("capsule", "roster", "freshness")
+        for name, note in (
+            ("capsule", "remembered"),
+            (
+                "roster",
+                f"roster {roster.seq}, the newest that was seen, lists capsule {capsule.id.hex()[:16]}",
+            ),
+            ("freshness", f"not now ({error.detail}); {last_word}"),
+        ):
+            with trace.step(name) as step:
+                step.note(note, by=row.owner_handle, signer=roster.signer, until=until)
+        return _Proof(found, capsules, capsule, capsule_hash, roster, vouched, now, until, mark, keys, error)
+
+    async def _ask(self, row: ShareRow, kids: Iterable[bytes]) -> ShareState:
+        """Return where the share stands, with the capsules for any of the keys, the newest first.
 
         Those for former keys are asked for afterwards: what the roster lists is there by then.
         """
+        newest, *former = kids
         try:
             with trio.fail_after(METADATA_DEADLINE_S):
-                found = await self._metadata.share_state(row.share, newest.kid)
-                capsules = list(found.capsules)
-                for key in former:
-                    capsules += await self._metadata.capsules(row.share, key.kid)
-                return found, capsules
+                found = await self._metadata.share_state(row.share, newest)
+                for kid in former:
+                    more = await self._metadata.capsules(row.share, kid)
+                    found = replace(found, capsules=(*found.capsules, *more))
+                return found
         except trio.TooSlowError:
             raise MeshkitError("freshness_unproven", "no answer from the metadata store in time") from None
         except MeshkitError as error:

@@ -14,7 +14,7 @@ from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["Grant", "HeadView", "make_grant"]
+__all__ = ["Grant", "HeadView", "lease_now", "make_grant"]
 
 _GATE_ONLY = object()
 
@@ -29,6 +29,11 @@ _IMPLIED = {
 
 # Leases count on a clock that nobody can set, and that goes on while the machine sleeps.
 _LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def lease_now() -> float:
+    """Return the time on the clock that leases count on (seconds)."""
+    return time.clock_gettime(_LEASE_CLOCK)
 
 
 def implied(rights: Iterable[str]) -> frozenset[str]:
@@ -62,7 +67,8 @@ class Grant:
 
     __slots__ = (
         "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "caveats", "deadline",
-        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "owner", "rights", "roster",
+        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "owner", "proved", "rights",
+        "roster", "unproven",
     )  # fmt: skip
 
     def __init__(
@@ -92,24 +98,37 @@ class Grant:
         # The keys that the owner of the share has or had: kid to public key.
         self.owner: Mapping[bytes, bytes] = {}
         self.fresh_until = 0
+        # When the metadata store last vouched for it (UNIX seconds), and why it does not now; None: it does.
+        self.proved = 0
+        self.unproven: MeshkitError | None = None
 
     def __repr__(self) -> str:
         return f"<Grant {'+'.join(sorted(self.rights))} {'alive' if self.alive else 'ended'}>"
 
     @property
     def alive(self) -> bool:
-        return self._error is None and time.clock_gettime(_LEASE_CLOCK) < self.deadline
+        return self._error is None and lease_now() < self.deadline
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the lease goes on if nothing renews or ends it."""
+        return 0.0 if self._error is not None else max(0.0, self.deadline - lease_now())
 
     @property
     def expired(self) -> MeshkitError | None:
         """Why it is over for good, if its own end has come; a lease that can be renewed is not."""
-        if self._lapse != "share_expired" or time.clock_gettime(_LEASE_CLOCK) < self.deadline:
+        if self._lapse != "share_expired" or lease_now() < self.deadline:
             return None
         return MeshkitError("share_expired", "its time ran out while it was in use")
 
     def ends_within(self, seconds: float) -> bool:
         """Return whether the lease is over in so many seconds, or already."""
-        return self._error is not None or time.clock_gettime(_LEASE_CLOCK) + seconds >= self.deadline
+        return self._error is not None or lease_now() + seconds >= self.deadline
+
+    def limit(self, deadline: float) -> None:
+        """Let the lease end at ``deadline`` (seconds of the lease clock) if it does not before."""
+        if deadline < self.deadline:
+            self.deadline, self._lapse = deadline, "freshness_unproven"
 
     def due(self, seconds: float) -> bool:
         """Return whether to renew it: it is over in so many seconds, or lives in its last quarter."""
@@ -129,7 +148,7 @@ class Grant:
         """Raise the reason why this grant is over, if it is."""
         if self._error is not None:
             raise self._error
-        if time.clock_gettime(_LEASE_CLOCK) >= self.deadline:
+        if lease_now() >= self.deadline:
             raise self.expired or MeshkitError(self._lapse, "the lease has run out and was not renewed")
 
     def require(self, right: str) -> None:
@@ -221,7 +240,7 @@ def make_grant(
     # What cannot be renewed comes first if two end together.
     grant._lapse = min(proofs, key=lambda code: (proofs[code], code != "share_expired"))
     grant.lifetime = max(0.0, proofs[grant._lapse] - now)
-    grant.deadline = time.clock_gettime(_LEASE_CLOCK) + grant.lifetime
+    grant.deadline = lease_now() + grant.lifetime
     grant.rights -= withheld.keys()
     grant._withheld = withheld
     grant.one_open = one_open

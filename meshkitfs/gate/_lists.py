@@ -148,12 +148,10 @@ class AccessLists:
             with trio.fail_after(LIST_DEADLINE_S):
                 offered = await self._metadata().access_list(list_id)
         except trio.TooSlowError:
-            raise MeshkitError(code, "no answer from the metadata store in time") from None
+            raise MeshkitError("freshness_unproven", "no answer from the metadata store in time") from None
         except MeshkitError as error:
-            # Unknown is not yes.
-            raise MeshkitError(
-                code, f"the metadata store does not say: {error.detail or error.code}"
-            ) from error
+            # Unknown is not yes, and not no either.
+            raise MeshkitError("freshness_unproven", error.detail or error.code) from error
         if offered is not None:
             record = authentic_list(kind, offered.record, list_id, owner, code)
             if record.seq > mark.seq:

@@ -7,7 +7,7 @@ this device has seen the owner's list under a later key, and everywhere when the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -64,6 +64,15 @@ class Owners:
                 "freshness_unproven", f"the directory: {error.detail or error.code}"
             ) from error
         return _checked(row, Signers(contact.chain))
+
+    def known(self, row: ShareRow) -> Mapping[bytes, bytes]:
+        """Return the owner's keys, by kid, as far as they are known here. Raises as `signers`."""
+        contact = None if row.mine else self._contacts().remembered(row.owner_handle)
+        if not row.mine and contact is None:
+            return {kid_of(row.owner_public): row.owner_public}
+        if contact is not None and contact.trust == "blocked":
+            raise MeshkitError("contact_key_changed", f"'{row.owner_handle}' is blocked")
+        return _checked(row, Signers(self._identity().chain if contact is None else contact.chain)).keys
 
     def check_new(
         self, row: ShareRow, roster: Roster, seen: bytes, mark: Mark, signers: Signers, now: Callable[[], int]

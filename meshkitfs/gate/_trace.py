@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from meshkitfs.errors import MeshkitError
+from meshkitfs.errors import TABLE, MeshkitError
 
 __all__ = ["STEPS", "Step", "Trace"]
 
@@ -37,9 +38,53 @@ class Step:
     result: str = "not reached"
     evidence: str = ""
     code: str = ""
+    # Who vouches for it, as this home calls them, and the kid of the key that signed.
+    by: str = ""
+    signer: bytes = b""
+    # From when and until when it may be believed (UNIX seconds, or 0), and what was asked for.
+    since: int = 0
+    until: int = 0
+    rule: str = ""
 
-    def note(self, evidence: str) -> None:
-        self.evidence = evidence
+    def note(
+        self,
+        evidence: str,
+        *,
+        by: str = "",
+        signer: bytes = b"",
+        since: int = 0,
+        until: int = 0,
+        rule: str = "",
+    ) -> None:
+        """Say what was found; what a step raises after this stands beside it."""
+        self.evidence, self.by, self.signer = evidence, by, signer
+        self.since, self.until, self.rule = since, until, rule
+
+    def as_dict(self) -> dict[str, str]:
+        """The form of ``explain --json``: times as ISO 8601 in UTC, and the way out of a refusal."""
+        reason = TABLE.get(self.code)
+        return {
+            "step": self.name,
+            "result": self.result,
+            "evidence": self.evidence,
+            "by": self.by,
+            "signer": self.signer.hex(),
+            "since": _iso(self.since),
+            "until": _iso(self.until),
+            "rule": self.rule,
+            "code": self.code,
+            "message": reason.sentence if reason is not None else "",
+            "suggestion": reason.remedy if reason is not None else "",
+        }
+
+
+def _iso(seconds: int) -> str:
+    if not seconds:
+        return ""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
 
 
 class Trace:
@@ -62,13 +107,18 @@ class Trace:
         if step.result == "not reached":
             step.result = "passed"
 
+    def again(self, *names: str) -> None:
+        """Note that these checks are made once more, with other evidence."""
+        for name in names:
+            step = self._by_name[name]
+            step.note("")
+            step.result, step.code = "not reached", ""
+
     def skip(self, name: str, why: str) -> None:
         """Note that a check is not asked for by this grant."""
         step = self._by_name[name]
         step.result, step.evidence = "not required", why
 
     def as_list(self) -> list[dict[str, str]]:
-        return [
-            {"step": step.name, "result": step.result, "evidence": step.evidence, "code": step.code}
-            for step in self.steps
-        ]
+        """Every step as `Step.as_dict` gives it."""
+        return [step.as_dict() for step in self.steps]

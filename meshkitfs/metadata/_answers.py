@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -39,8 +40,8 @@ _STATUSES: Final = {
     "invalid_argument": (400, 413),
     "metadata_unauthorized": (401,),
     "metadata_forbidden": (403,),
-    "quota_exceeded": (403,),
     "path_not_found": (404,),
+    "quota_exceeded": (403,),
     "head_conflict": (409,),
     "identity_handle_taken": (409,),
     "invalid_record": (422,),
@@ -125,12 +126,15 @@ def read_service(value: Any) -> ServiceInfo:
     return ServiceInfo(key, float(moment), join)
 
 
-def read_invitation(value: Any) -> Secret:
-    """Return the code of a new invitation."""
-    code = read_fields(value, ("code", "expires"), "an invitation")["code"]
+def read_invitation(value: Any) -> tuple[str, Secret]:
+    """Return the id of a new invitation (32 hex digits), and its code."""
+    fields = read_fields(value, ("id", "code", "expires"), "an invitation")
+    name, code = fields["id"], fields["code"]
+    if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{32}", name):
+        raise MeshkitError("invalid_argument", "an invitation without an id")
     if not isinstance(code, str) or not 0 < len(code) <= _CODE_MAX:
         raise MeshkitError("invalid_argument", "an invitation without a code")
-    return Secret.checked(code, "the service's answer")
+    return name, Secret.checked(code, "the service's answer")
 
 
 def read_letters(value: Any) -> tuple[list[tuple[bytes, bytes]], bool]:

@@ -20,6 +20,8 @@ __all__ = ["OPERATOR", "Invitation", "Member"]
 OPERATOR: Final = "-"  # no handle looks like this
 DAY: Final = 86400
 MAX_OPEN_INVITATIONS: Final = 100  # of one member
+# So many rosters of a share stay: one is in force, and a publication that is repeated names a late one.
+KEPT_ROSTERS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Invitation:
 def member(db: Connection, kid: bytes) -> Member | None:
     """The member whose *newest* signing key has this kid: a key that was replaced speaks for nobody."""
     handle = _queries.handle_of(db, kid)
-    if handle is None:
+    if handle is None or is_removed(db, "member", handle.encode()):
         return None
     query = "SELECT blob FROM identities WHERE handle = ? ORDER BY n DESC LIMIT 1"
     newest = IdentityRecord.parse_self_signed(value(db, query, handle))
@@ -73,6 +75,11 @@ def sees(db: Connection, who: Member, share: bytes) -> bool:
         "(SELECT kid FROM recipients WHERE handle = ?) LIMIT 1"
     )
     return value(db, query, share, who.handle) is not None
+
+
+def is_removed(db: Connection, kind: str, subject: bytes) -> bool:
+    """Whether the operator has removed this ``member`` (its handle, UTF-8) or ``share`` (its id)."""
+    return value(db, "SELECT 1 FROM removed WHERE kind = ? AND id = ?", kind, subject) is not None
 
 
 # -- requests ------------------------------------------------------------------------------------------------
@@ -107,6 +114,32 @@ def charge(db: Connection, handle: str, kind: str, period: int, amount: int, lim
         raise MeshkitError("quota_exceeded", f"{kind}: {limit} is the limit")
 
 
+def give_back(db: Connection, handle: str, kind: str, amount: int) -> None:
+    """Take off what somebody has used of a quota that is for good: it is not kept any more."""
+    query = (
+        "UPDATE counts SET n = CASE WHEN n > ? THEN n - ? ELSE 0 END "
+        "WHERE handle = ? AND kind = ? AND period = 0"
+    )
+    db.run(query, amount, amount, handle, kind)
+
+
+def recharge(db: Connection, handle: str, before: int, after: int, limit: int) -> None:
+    """Something of ``before`` bytes is replaced by ``after`` bytes. Raises quota_exceeded."""
+    if after >= before:
+        charge(db, handle, "bytes", 0, after - before, limit)
+    else:
+        give_back(db, handle, "bytes", before - after)
+
+
+def drop_rosters(db: Connection, share: bytes, seq: int) -> None:
+    """Delete the rosters that ``seq`` has superseded long ago; their bytes are their owner's again."""
+    query = "DELETE FROM rosters WHERE share = ? AND seq <= ? RETURNING owner, length(blob)"
+    gone = db.rows(query, share, seq - KEPT_ROSTERS)
+    handle = _queries.handle_of(db, kid_of(gone[0][0])) if gone else None
+    if handle is not None:
+        give_back(db, handle, "bytes", sum(size for _, size in gone))
+
+
 def tidy(db: Connection, now: int, nonce_seconds: int, audit_days: int) -> None:
     """Forget what is of no use any more."""
     db.run("DELETE FROM nonces WHERE created < ?", now - nonce_seconds)
@@ -123,6 +156,11 @@ def code_hash(code: str) -> bytes:
     return hashlib.sha256(b"mk/invitation@1\0" + code.encode()).digest()
 
 
+def invitation_id(code: str) -> bytes:
+    """By what an invitation is called where its code must not be."""
+    return code_hash(code)[:16]
+
+
 def invite(db: Connection, inviter: str, code: str, now: int, expires: int) -> bytes:
     """Make an invitation; returns its id. Raises quota_exceeded."""
     digest = code_hash(code)
@@ -134,12 +172,12 @@ def invite(db: Connection, inviter: str, code: str, now: int, expires: int) -> b
         "INSERT INTO invitations (hash, id, inviter, created, expires) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO NOTHING",
         digest,
-        digest[:16],
+        invitation_id(code),
         inviter,
         now,
         expires,
     )
-    return digest[:16]
+    return invitation_id(code)
 
 
 def use_invitation(db: Connection, code: str, handle: str, now: int) -> None:

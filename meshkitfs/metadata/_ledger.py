@@ -118,7 +118,8 @@ class Ledger:
                 self._now(),
                 text,
             )
-            self._charge(db, who, len(text))
+            old = 0 if found is None else len(found[1])
+            _desk.recharge(db, who.handle, old, len(text), self._limit)
 
         await self._home.write(work)
 
@@ -262,6 +263,7 @@ class Ledger:
                 raise MeshkitError("head_conflict", f"vault record {seq} is in force, not {expect}")
             if following <= seq:
                 raise MeshkitError("invalid_record", f"vault record {following} after {seq}")
+            before = _vault_size(db, vault, old)
             db.run(
                 "INSERT INTO vaults (id, owner, seq, record) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, record = excluded.record",
@@ -271,7 +273,7 @@ class Ledger:
             for kid in sorted(set(members)):
                 db.run("INSERT INTO vault_members (id, kid) VALUES (?, ?)", vault, kid)
             touch(db, list_subject(vault))
-            self._charge(db, who, len(record) + 16 * len(members))
+            _desk.recharge(db, who.handle, before, _vault_size(db, vault, record), self._limit)
             return following
 
         return await self._home.write(work)
@@ -299,8 +301,12 @@ class Ledger:
 
         def work(db: Connection) -> bool:
             db.lock("vault", vault)
-            if not db.run("DELETE FROM vaults WHERE id = ? AND owner = ?", vault, who.handle):
+            query = "SELECT record FROM vaults WHERE id = ? AND owner = ?"
+            record = value(db, query, vault, who.handle)
+            if record is None:
                 return False
+            _desk.give_back(db, who.handle, "bytes", _vault_size(db, vault, record))
+            db.run("DELETE FROM vaults WHERE id = ?", vault)
             db.run("DELETE FROM vault_members WHERE id = ?", vault)
             touch(db, list_subject(vault))
             return True
@@ -411,6 +417,11 @@ def _takes_back(who: Member, vault: bytes, old: bytes, record: bytes) -> bool:
     mine = read_list(vault, record)
     taken = not isinstance(read_list(vault, old), Revocations)
     return taken and isinstance(mine, Revocations) and kid_of(mine.owner) in who.kids
+
+
+def _vault_size(db: Connection, vault: bytes, record: bytes) -> int:
+    """What a vault as it is now takes of its owner's quota."""
+    return len(record) + 16 * len(_members(db, vault))
 
 
 def _members(db: Connection, vault: bytes) -> tuple[bytes, ...]:

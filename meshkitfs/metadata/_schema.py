@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA", "VERSION", "for_postgresql"]
 
 APPLICATION_ID: Final = 0x4D4B6D64  # "MKmd", in the file's header
-VERSION: Final = 3
+VERSION: Final = 4
 _RETENTIONS: Final = """
 CREATE TABLE retentions (      -- which versions the owner has given up; the newest record only
     share BLOB PRIMARY KEY,
@@ -116,9 +116,17 @@ CREATE TABLE provider_logs (
 ) STRICT;
 CREATE INDEX provider_logs_by_handle ON provider_logs (handle, n);
 """
+_REMOVED: Final = """
+CREATE TABLE removed (         -- what the operator has removed, so that nobody brings it back
+    kind TEXT NOT NULL,        -- member, share
+    id   BLOB NOT NULL,        -- the handle in UTF-8, or the share
+    at   INTEGER NOT NULL,
+    PRIMARY KEY (kind, id)
+) STRICT, WITHOUT ROWID;
+"""
 # What a database of the version before lacks: MIGRATIONS[1] makes one of version 1 one of version 2. What
 # has to be computed for the rows that are there is in _queries.COMPLETE.
-MIGRATIONS: Final = {1: _RETENTIONS, 2: _RECIPIENTS + _SERVICE}
+MIGRATIONS: Final = {1: _RETENTIONS, 2: _RECIPIENTS + _SERVICE, 3: _REMOVED}
 SCHEMA: Final = (
     """
 CREATE TABLE service (         -- one row: the key that signs this home's timestamps
@@ -169,6 +177,7 @@ CREATE TABLE identity_keys (
     + _RETENTIONS
     + _RECIPIENTS
     + _SERVICE
+    + _REMOVED
 )
 
 

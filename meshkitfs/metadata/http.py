@@ -316,8 +316,8 @@ class HttpMetadata:
         name, form = _JOIN_HEADERS[asked]
         return {name: form.format(secret.reveal())}
 
-    async def invitation(self, lifetime_s: int) -> Secret | None:
-        """Have the service make an invitation that lets one newcomer in; None if it asks for none.
+    async def invitation(self, lifetime_s: int) -> tuple[str, Secret] | None:
+        """Have the service make an invitation for one newcomer: its id and code; None if it asks for none.
 
         Raises ``metadata_forbidden`` if this identity may not invite.
         """
@@ -328,6 +328,16 @@ class HttpMetadata:
             idempotent=False,
         )  # fmt: skip
         return answers.read(reply, answers.read_invitation, self.name)
+
+    async def uninvite(self, invitation: str) -> bool:
+        """Take an invitation of one's own back, by its id; False if somebody has used it."""
+        try:
+            await self._send("DELETE", f"/v1/invitations/{invitation}", 204, {"path_not_found"})
+        except MeshkitError as error:
+            if error.code != "path_not_found":
+                raise
+            return False
+        return True
 
     # -- the rest ----------------------------------------------------------------------------------------
 

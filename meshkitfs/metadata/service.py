@@ -181,6 +181,8 @@ class Service:
 
         def work(db: Connection) -> None:
             db.lock("share", share)
+            if _desk.is_removed(db, "share", share):
+                raise MeshkitError("metadata_forbidden", "that share was removed by who runs the service")
             owner = _desk.owner_of(db, share)
             if owner is not None and not _desk.sees(db, who, share):
                 _refuse_as_unknown(publication)
@@ -188,6 +190,8 @@ class Service:
             if owner is None and _desk.owner_of(db, share) not in who.kids:
                 raise MeshkitError("metadata_forbidden", "a new share is published by its owner")
             if stored:
+                if publication.roster is not None:
+                    _desk.drop_rosters(db, share, publication.roster_seq)
                 self._charge_bytes(db, who, stored)
                 if owner is None:
                     _desk.charge(db, who.handle, "shares", 0, 1, self.quotas.shares)
@@ -250,7 +254,11 @@ class Service:
 
     async def identity(self, handle: str) -> list[bytes]:
         """The chain of a handle."""
-        return await self.home.identity(handle)
+
+        def work(db: Connection) -> list[bytes]:
+            return [] if _desk.is_removed(db, "member", handle.encode()) else _queries.chain(db, handle)
+
+        return await self.home.read(work)
 
     async def identity_by_kid(self, kid: bytes) -> list[bytes]:
         """The chain of a signing key."""
@@ -270,6 +278,8 @@ class Service:
             db.lock("identity", handle.encode())
             chain = _queries.chain(db, handle)
             newest = IdentityRecord.parse_self_signed(chain[-1]).kid if chain else None
+            if _desk.is_removed(db, "member", handle.encode()):
+                raise MeshkitError("metadata_forbidden", "who runs the service has ended this membership")
             if signer not in {newest, signer_of(record)}:
                 raise MeshkitError("metadata_unauthorized", "signed with a key that is not this identity's")
             known = bool(chain) and _follows(handle, chain, record)
@@ -296,6 +306,11 @@ class Service:
 
         await self.home.write(work)
         return code, now + expires_in
+
+    @staticmethod
+    def invitation_id(code: str) -> bytes:
+        """By what its member takes an invitation back."""
+        return _desk.invitation_id(code)
 
     async def invitations(self, who: Member) -> list[Invitation]:
         """One's own invitations."""

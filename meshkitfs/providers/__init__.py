@@ -3,7 +3,7 @@
 from meshkitfs.providers._api import ByteStore, Capabilities, Counters, Source, Usage
 from meshkitfs.providers._examine import Examined, Step, examine
 from meshkitfs.providers._scrub import Listable, Scrubbed, scrub
-from meshkitfs.providers._spec import ProviderSpec, open_provider, parse_provider
+from meshkitfs.providers._spec import ProviderSpec, open_provider, parse_provider, shareable
 from meshkitfs.providers.local import LocalOptions, LocalStore
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "open_provider",
     "parse_provider",
     "scrub",
+    "shareable",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any, Final, cast
 
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers._api import ByteStore
-from meshkitfs.providers._options import Form, Options, hint, wrong
+from meshkitfs.providers._options import ENVIRONMENT, PATH, Form, Options, _json_name, hint, wrong
 
-__all__ = ["KINDS", "SPEC", "SPECS", "ProviderSpec", "open_provider", "parse_provider"]
+__all__ = ["KINDS", "SPEC", "SPECS", "ProviderSpec", "open_provider", "parse_provider", "shareable"]
 
 # MeshKit's type names, and the `Options` class of each. A module is loaded only when its type is named: a
 # store on this machine needs no HTTP client.
@@ -24,6 +25,8 @@ KINDS: Final[dict[str, str]] = {
     "ipfs-cluster": "meshkitfs.providers.ipfs_cluster:ClusterOptions",
     "pinning-service": "meshkitfs.providers.pinning:PinningOptions",
 }
+# Fields that say who one is, or how careful: everybody decides on these alone.
+_OWN: Final = frozenset({"username", "profile", "allowInsecure"})
 _SHORT_NAMES: Final = {"local": "local-dev", "ipfs": "ipfs-http"}
 
 
@@ -67,6 +70,30 @@ class ProviderSpec:
     def to_config(self, base: Path = Path("/")) -> dict[str, Any]:
         """Return the form that stands in meshkit.config.json; paths below ``base`` are relative."""
         return {"type": self.type, **self.options.as_dict(base)}
+
+
+def shareable(spec: ProviderSpec) -> dict[str, Any] | None:
+    """Return what others need to use the same store, in the form of a configuration; None if they cannot.
+
+    Only where it is, and how it is addressed: no credentials, nor where they are, nothing of this machine,
+    and no permission to be less careful.
+    """
+    options = spec.options
+    if options.local:
+        return None
+    found: dict[str, Any] = {"type": spec.type}
+    written = options.as_dict(Path("/"))
+    for field in dataclasses.fields(options):
+        name, form = _json_name(field.name), field.metadata["form"]
+        if name not in written or form in (PATH, ENVIRONMENT) or name in _OWN:
+            continue
+        value = getattr(options, field.name)
+        parts = (value,) if form is SPEC else value if form is SPECS else ()
+        inner = [shareable(part) for part in parts]
+        if None in inner:
+            return None
+        found[name] = written[name] if not parts else inner if form is SPECS else inner[0]
+    return found
 
 
 def parse_provider(text: str, base: Path | None = None) -> ProviderSpec:

@@ -5,7 +5,8 @@ Needs the packages of the extra ``server``.
 """
 
 from meshkitfs.net import SecretSource
+from meshkitfs.server._open import operate
 from meshkitfs.server._run import invite, serve
 from meshkitfs.server.settings import Settings, TlsFiles, is_postgresql, load
 
-__all__ = ["SecretSource", "Settings", "TlsFiles", "invite", "is_postgresql", "load", "serve"]
+__all__ = ["SecretSource", "Settings", "TlsFiles", "invite", "is_postgresql", "load", "operate", "serve"]

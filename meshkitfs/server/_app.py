@@ -16,8 +16,8 @@ from meshkitfs import __version__
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _queries
 from meshkitfs.metadata.service import Refused, Service
+from meshkitfs.server import _join, _people, _records, _shares
 from meshkitfs.server import _models as m
-from meshkitfs.server import _people, _records, _shares
 from meshkitfs.server._common import The, b64, documented
 from meshkitfs.server._decisions import Decisions
 from meshkitfs.server._gate import PUBLICATION_BYTES, RECORD_BYTES, Gate, noted
@@ -80,7 +80,7 @@ def build(
         await the.home.service_key()
         return {"status": "ok"}
 
-    for routes in (_shares.routes, _people.routes, _records.routes):
+    for routes in (_join.routes, _shares.routes, _people.routes, _records.routes):
         app.include_router(routes)
 
     def refuse(request: Request, error: MeshkitError, status: int | None = None) -> Response:

@@ -37,7 +37,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN: Final = ("/v1/service", "/v1/health", "/openapi.json")
+OPEN: Final = ("/v1/service", "/v1/health", "/openapi.json", "/join")
 PUBLICATION_BYTES: Final = 24 << 20
 RECORD_BYTES: Final = 2 << 20
 IDENTITY_BYTES: Final = 128 << 10  # it is read before anybody is known

@@ -173,8 +173,9 @@ class InvitationIn(_Strict):
 
 
 class InvitationOut(_Strict):
-    """The code, which is shown this once, and when it ends."""
+    """The code, which is shown this once, when it ends, and by what it is taken back."""
 
+    id: str
     code: str
     expires: int
 

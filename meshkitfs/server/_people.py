@@ -78,7 +78,7 @@ async def identity_by_kid(who: Who, service: The, kid: HexId) -> dict[str, Any]:
 async def invite(who: Who, service: The, body: m.InvitationIn) -> dict[str, Any]:
     """Make an invitation for one newcomer. Its code is shown this once."""
     code, expires = await service.invite(who, body.expires_in)
-    return {"code": code, "expires": expires}
+    return {"id": service.invitation_id(code).hex(), "code": code, "expires": expires}
 
 
 @routes.get("/invitations", response_model=m.InvitationsOut)

@@ -7,8 +7,15 @@ threads, the spool) to `_commit` (a complete new tree on this device) and `Share
 
 from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
 from meshkitfs.shares._collect import Collected, collect
-from meshkitfs.shares._events import AccessChanged, Event, NameChanged, NodeChanged, PublishFailed
-from meshkitfs.shares._granting import Terms
+from meshkitfs.shares._events import (
+    AccessChanged,
+    Event,
+    NameChanged,
+    NodeChanged,
+    PublishFailed,
+    RosterOverdue,
+)
+from meshkitfs.shares._granting import ROSTER_LIFETIME_S, Terms, grace_of
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._locking import RefSeal
 from meshkitfs.shares._lookback import Change, path_changes
@@ -32,6 +39,7 @@ from meshkitfs.shares._welcome import Pending, Welcome
 AnyShare = Share | PastShare
 
 __all__ = [
+    "ROSTER_LIFETIME_S",
     "SNAPSHOTS",
     "SPOOL_LIMIT",
     "AccessChanged",
@@ -56,6 +64,7 @@ __all__ = [
     "RefSeal",
     "Repaired",
     "Restored",
+    "RosterOverdue",
     "Rules",
     "Services",
     "Share",
@@ -72,6 +81,7 @@ __all__ = [
     "check_share_name",
     "collect",
     "go_back",
+    "grace_of",
     "inode_number",
     "path_changes",
     "posix",

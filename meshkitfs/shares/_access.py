@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Grant
+from meshkitfs.gate import Grant, ends
 from meshkitfs.shares._events import AccessChanged, NodeChanged
 from meshkitfs.shares._nodes import FileNode
 from meshkitfs.shares._services import Services
@@ -26,7 +26,10 @@ class Access:
         self.grant: Grant | None = None
         # Why the last try was refused; None while the share can be used.
         self.refusal: MeshkitError | None = None
+        # Why nobody confirms the grant just now; None while somebody does. It is good until its own end.
+        self.unconfirmed: MeshkitError | None = None
         self.tree: Tree | None = None
+        self._asked_at = 0.0
         self._refused_at = 0.0
         # The metadata store's change counter at the last walk; -1 asks for a new one.
         self._tick = -1
@@ -64,11 +67,11 @@ class Access:
         self._tick = -1
         self._refused_at = float("-inf")
 
-    async def _renew(self, *, ahead: bool = False, keep: bool = False) -> Grant:
+    async def _renew(self, *, ahead: bool = False, needed: bool = False) -> Grant:
         """Walk the gate and keep the new grant, or the refusal; ``ahead`` does so before the old one ends.
 
-        With ``keep`` a policy provider that gives no answer ends nothing that its last answer allows, if the
-        share has not changed since.
+        Where nobody can say, a grant that lives goes on and is returned; with ``needed`` it goes on, and what
+        kept the answer away is raised: the caller wants what that grant does not allow.
         """
         async with self._renewing:
             tick = self._store_tick()
@@ -79,14 +82,19 @@ class Access:
                 # does not end what others are doing.
                 grant = await self.services.gate.open(self.row, None)
             except MeshkitError as error:
-                lives = self.grant is not None and self.grant.alive and tick == self._tick
-                if not (keep and lives and error.code == "policy_provider_error"):
+                held = self.grant
+                if held is None or not held.alive or ends(error.code) or self._outdated(held):
                     self.refuse(error)
-                raise
+                    raise
+                # Unknown is not no: what was proved goes on until its own end, and the watcher asks again.
+                self._unconfirmed(error, tick)
+                if needed:
+                    raise
+                return held
             # What another set of lists says of its changes was not counted before the walk.
             known = grant.lists == (self.grant.lists if self.grant is not None else ())
             self.grant = grant
-            self._tick = tick if known else -1
+            self._unconfirmed(grant.unproven, tick if known else -1)
             lost, self._could = self._could - grant.rights, grant.rights
             if lost & {"read", "list"}:
                 self._drop_plaintext()
@@ -94,6 +102,29 @@ class Access:
                 self.refusal = None
                 self.services.emit(AccessChanged(self.name, ""))
             return grant
+
+    def _outdated(self, held: Grant) -> bool:
+        """Whether the owner has said something newer than the roster that ``held`` rests on."""
+        return self.services.state.mark(self.row.share).roster_seq > held.roster.seq
+
+    def _unconfirmed(self, error: MeshkitError | None, tick: int) -> None:
+        """Note how the question that was asked at ``tick`` was answered."""
+        self.unconfirmed = error
+        self._tick = tick
+        self._asked_at = trio.current_time()
+
+    def lapse(self) -> None:
+        """Refuse the share if its lease is over, without asking anybody and without waiting.
+
+        The kernel's copies go then, also if nobody uses the share and nobody answers.
+        """
+        if self.grant is not None and not self.grant.alive:
+            try:
+                self.grant.check()
+            except MeshkitError as error:
+                self.refuse(error)
+                # Nobody has said no: it is asked about again at the next look.
+                self._refused_at = float("-inf")
 
     def refuse(self, error: MeshkitError) -> None:
         """End the grant: keys and cached plaintext go, and the kernel is told to drop what it holds."""
@@ -103,6 +134,7 @@ class Access:
             self.grant = None
         self._tick = -1
         self._could = frozenset()
+        self.unconfirmed = None
         self.refusal = error
         self._refused_at = trio.current_time()
         if not first:

@@ -26,7 +26,15 @@ from meshkitfs.gate import QUARANTINED, Grant
 from meshkitfs.identity import Contact, ContactBook, Identity, Signers
 from meshkitfs.metadata import Publication
 from meshkitfs.providers import Usage
-from meshkitfs.shares._granting import Terms, make_member, make_roster, own_grant
+from meshkitfs.shares._events import RosterOverdue
+from meshkitfs.shares._granting import (
+    ROSTER_LIFETIME_S,
+    Terms,
+    grace_of,
+    make_member,
+    make_roster,
+    own_grant,
+)
 from meshkitfs.shares._hearing import Hearing
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
 from meshkitfs.shares._publishing import publish
@@ -43,6 +51,8 @@ _log = logging.getLogger(__name__)
 ROSTER_RENEW_S = 4 * 86400
 # How often the owner's daemon looks whether a grant has run out, or a roster soon will.
 LOOK_S = 5
+# How long it waits after a renewal that failed.
+ROSTER_AGAIN_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,7 @@ class ShareBook:
         await trio.to_thread.run_sync(services.state.set_members, [member])
         await trio.to_thread.run_sync(services.state.add_share, row)
         share = self.shares[name] = Share(row, services)
+        share.roster_until = now + ROSTER_LIFETIME_S
         return share
 
     async def rename(self, share: Share, name: bytes) -> None:
@@ -238,21 +249,61 @@ class ShareBook:
     async def renew_rosters(self) -> None:
         """Shut out those whose time is over, and sign rosters anew before they run out; cheap to call often.
 
-        Also where a member, or the owner, has other keys than the roster was made for. Only for shares of
-        this home's own that are in use.
+        Also where a member, or the owner, has other keys than the roster was made for.
+
+        Of this home's own shares, also those that nobody has opened since it was mounted. What cannot be done
+        is said (`Share.roster_problem`, `RosterOverdue`) and tried again.
         """
         if self._now < self._next_look:
             return
         self._next_look = self._now + LOOK_S
         for share in list(self.shares.values()):
-            if share.row.mine and share.grant is not None and share.grant.alive:
-                roster = share.grant.roster
-                await self._hearing.hear(self._standing(share, roster), self._now)
-                if roster.exp - self._now < ROSTER_RENEW_S or self._outdated(share, roster):
-                    async with self._rosters:
-                        grant = await self._turn(share)
-                        if grant.roster.exp - self._now < ROSTER_RENEW_S:
-                            await self._publish(share, grant, self._standing(share, grant.roster), [])
+            if share.row.mine and share.row.grant == "live":
+                await self._keep_valid(share)
+
+    async def _keep_valid(self, share: Share) -> None:
+        """Renew the roster of ``share`` if that is due, or somebody's time is over."""
+        roster = share.grant.roster if share.grant is not None else None
+        if roster is None and not share.roster_until:
+            roster = await self._services.gate.remembered_roster(share.row)
+        if roster is not None:
+            share.roster_until = roster.exp
+        # Of a share that this device has not opened yet nothing is known, so it is looked at.
+        due = share.roster_until - self._now < ROSTER_RENEW_S
+        outlived = False
+        if roster is not None and share.tree is not None:
+            await self._hearing.hear(self._standing(share, roster), self._now)
+            outlived = self._outdated(share, roster)
+        if not due:
+            share.roster_problem = None
+        if (not due and not outlived) or self._now < share.roster_again:
+            return
+        try:
+            async with self._rosters:
+                grant = await self._turn(share)
+                if grant.roster.exp - self._now < ROSTER_RENEW_S:
+                    await self._publish(share, grant, self._standing(share, grant.roster), [])
+                grant = await share.use("reshare", current=True)
+        except MeshkitError as error:
+            share.roster_again = self._now + ROSTER_AGAIN_S
+            self._overdue(share, error, due=due)
+        else:
+            share.roster_until, share.roster_problem, share.roster_again = grant.roster.exp, None, 0
+
+    def _overdue(self, share: Share, error: MeshkitError, *, due: bool) -> None:
+        """Say that a roster could not be renewed; once for each cause."""
+        _log.warning("the roster of %r could not be renewed: %s (%s)", share, error.code, error.detail)
+        if not due:
+            return  # only somebody whose time is over waits to be shut out; their own program does that
+        left = share.roster_until - self._now
+        what = f"it runs out in {left // 3600} h" if left > 0 else "it has run out"
+        if not share.roster_until:
+            what = "until when it is good could not be found out"
+        problem = MeshkitError("roster_not_renewed", f"{what}; {error.code}: {error.detail}")
+        first = share.roster_problem is None
+        share.roster_problem = problem
+        if first:
+            self._services.emit(RosterOverdue(share.name, problem))
 
     async def resign(self, share: Share) -> bool:
         """Sign ``share`` with this identity's newest keys, if it is not; returns whether that was to be done.
@@ -342,7 +393,10 @@ class ShareBook:
         pol = None
         if member.policy:
             pol = Capsule.parse(member.blob, Signers(self._identity().chain).keys).pol
-        return Terms(member.rights, member.expires, member.policy, member.vault, member.capability, pol)
+        grace = grace_of(member)
+        return Terms(
+            member.rights, member.expires, member.policy, member.vault, member.capability, pol, grace
+        )
 
     async def demand(self, share: Share, terms: Terms) -> tuple[int, list[Member]]:
         """Have every grant of ``share`` that demands ``terms.policy`` demand what ``terms.pol`` says now.
@@ -427,10 +481,10 @@ class ShareBook:
             )
             raise
         # This device has seen the roster it made: no other may take its place, not even of the same number.
-        seen = replace(
-            services.state.mark(share.row.share), roster_seq=roster.seq, roster_hash=record_hash(signed)
-        )
+        seen = Mark(roster.seq, record_hash(signed), share.base.version, share.base.hash)
         await trio.to_thread.run_sync(services.state.raise_mark, share.row.share, seen)
+        mine = [m.blob for m in fresh if m.encryption_kid == self._identity().encryption.kid]
+        await services.gate.note_published(share.row, roster=signed, capsules=mine)
         kept = {member.capsule_id for member in members}
         ended = [replace(member, revoked=now) for member in before if member.capsule_id not in kept]
         await trio.to_thread.run_sync(services.state.set_members, ended)
@@ -478,13 +532,8 @@ class ShareBook:
         The sender becomes a contact. Raises ``letter_not_found``, ``contact_key_changed``.
         """
         me = self._identity()
-        invitations, _ = await self.inbox()
-        matches = [item for item in invitations if len(wanted) >= 4 and item.id.startswith(wanted)]
-        matches = matches or [item for item in invitations if os.fsdecode(item.letter.name) == wanted]
-        if len(matches) != 1:
-            detail = f"'{wanted}' fits {len(matches)} invitations" if matches else wanted
-            raise MeshkitError("letter_not_found", detail)
-        letter = matches[0].letter
+        found = await self._invitation(wanted)
+        letter = found.letter
         offer, sender = letter.offer, letter.sender
         assert offer is not None  # open_letter sets both
         assert sender is not None
@@ -501,8 +550,29 @@ class ShareBook:
         if held is None:
             await trio.to_thread.run_sync(self._services.state.add_share, row)
             held = self.shares[row.name] = Share(row, self._services)
-        await self._services.metadata.delete_letter(offer.to, matches[0].letter_id)
+        await self._services.metadata.delete_letter(offer.to, found.letter_id)
         return held
+
+    async def decline(self, wanted: str) -> Invitation:
+        """Throw an invitation away, which is named as for `accept`; the sender is not told.
+
+        What was accepted already stays. Raises ``letter_not_found``.
+        """
+        found = await self._invitation(wanted)
+        offer = found.letter.offer
+        assert offer is not None  # open_letter sets it
+        await self._services.metadata.delete_letter(offer.to, found.letter_id)
+        return found
+
+    async def _invitation(self, wanted: str) -> Invitation:
+        """Return the one invitation of that id (at least 4 characters of it) or name."""
+        invitations, _ = await self.inbox()
+        matches = [item for item in invitations if len(wanted) >= 4 and item.id.startswith(wanted)]
+        matches = matches or [item for item in invitations if os.fsdecode(item.letter.name) == wanted]
+        if len(matches) != 1:
+            detail = f"'{wanted}' fits {len(matches)} invitations" if matches else wanted
+            raise MeshkitError("letter_not_found", detail)
+        return matches[0]
 
     def _free_name(self, name: bytes | None, letter: Letter, owner: str) -> bytes:
         """Return ``name``, or the sender's name for it with the sender's own behind ("photos (bob)")."""
@@ -529,7 +599,7 @@ class ShareBook:
         """
         services, row = self._services, share.row
         try:
-            await services.gate.open(row, "list")
+            await services.gate.confirm(row, "list")
         except MeshkitError as error:
             if error.code not in QUARANTINED:
                 raise

@@ -236,7 +236,7 @@ class _Collector:
         services, history = self._services, self._share.history
         while True:
             # Through the gate, not by the change counter: this is the last moment to see it.
-            await history.refresh(await services.gate.open(self._share.row, "reshare"))
+            await history.refresh(await services.gate.confirm(self._share.row, "reshare"))
             versions = history.versions
             new = [version for version in versions if version.number > newest.number]
             await self._keep.run([*map(self._root, new), *await self._local()])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["AccessChanged", "Event", "NameChanged", "NodeChanged", "PublishFailed"]
+__all__ = ["AccessChanged", "Event", "NameChanged", "NodeChanged", "PublishFailed", "RosterOverdue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +42,12 @@ class PublishFailed:
     error: MeshkitError
 
 
-Event = NodeChanged | NameChanged | AccessChanged | PublishFailed
+@dataclass(frozen=True, slots=True)
+class RosterOverdue:
+    """The roster of a share of one's own could not be renewed in good time (``roster_not_renewed``)."""
+
+    share: str
+    error: MeshkitError
+
+
+Event = NodeChanged | NameChanged | AccessChanged | PublishFailed | RosterOverdue

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshkitfs.core.cose import record_hash
+from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import kid_of
-from meshkitfs.core.records import Roster, make_capsule
+from meshkitfs.core.records import Capsule, Roster, make_capsule
 from meshkitfs.gate import Grant
 from meshkitfs.identity import Identity
 from meshkitfs.state import Member
 
-__all__ = ["ROSTER_LIFETIME_S", "Terms", "make_member", "make_roster", "own_grant"]
+__all__ = ["ROSTER_LIFETIME_S", "Terms", "grace_of", "make_member", "make_roster", "own_grant"]
 
 # How long a roster vouches without being renewed. This bounds how long a dishonest metadata service can hide
 # a revocation from somebody who has seen nothing newer.
@@ -30,7 +30,7 @@ class Terms:
     """What a grant says beside whom it is for. ``expires`` is UNIX seconds, 0 for none.
 
     ``pol`` is the capsule's field of that name, without ``who``; where it is None, a ``policy`` is only
-    named.
+    named. ``offline_grace`` is how long (seconds) it is good for after the last proof that it still stands.
     """
 
     rights: tuple[str, ...] = ("read",)
@@ -39,6 +39,7 @@ class Terms:
     vault: str = ""
     capability: str = ""
     pol: Mapping[str, Any] | None = None
+    offline_grace: int = 0
 
     def policy_for(self, handle: str) -> dict[str, Any] | None:
         """Return the capsule's ``pol`` for a recipient whom the owner knows as ``handle``."""
@@ -63,7 +64,7 @@ def make_member(
         "id": capsule_id, "grant": grant, "kind": kind, "share": share_id, "oid": oid, "epoch": epoch,
         "ver": ver, "root": root, "nbf": now - BACKDATE_S, "exp": expires, "seq": seq,
         "rights": sorted(terms.rights), "pol": terms.policy_for(handle),
-        "vault": terms.vault or None, "cap": terms.capability or None,
+        "vault": terms.vault or None, "cap": terms.capability or None, "offline_grace": terms.offline_grace,
     }  # fmt: skip
     blob = make_capsule(me.signing, header, key, to)
     return Member(
@@ -71,6 +72,13 @@ def make_member(
         tuple(sorted(terms.rights)), now - BACKDATE_S, expires, grant, target, terms.policy, terms.vault,
         terms.capability, blob, 0,
     )  # fmt: skip
+
+
+def grace_of(member: Member) -> int:
+    """Return the offline grace (seconds) of a grant that this home has made."""
+    if not member.blob:
+        return 0
+    return int(peek1(member.blob, Capsule.TYPE)["h"]["offline_grace"])
 
 
 def own_grant(grant: Grant, me: Identity) -> Member:

@@ -271,6 +271,7 @@ class Outbox:
         self._counters.heads += 1
         self.unsettled = settle_state
         await self.settle()
+        await services.gate.note_published(self._row, head=head)
 
     async def settle(self) -> None:
         """Note in the state database what was published, if that is still to be done (its disk was full)."""

@@ -91,6 +91,10 @@ class PastShare:
         return self.share.denial
 
     @property
+    def unconfirmed(self) -> MeshkitError | None:
+        return self.share.unconfirmed
+
+    @property
     def tree_root(self) -> Node | None:
         return None if self.tree is None else self.tree.root
 

@@ -49,10 +49,10 @@ __all__ = ["Services", "Share"]
 
 _log = logging.getLogger(__name__)
 
-# How long before its end a lease is renewed, so that what cannot wait (a listing) does not meet its end.
-RENEW_AHEAD_S = 60.0
-# How often a refused share is looked at again by itself; an open asks at once.
+# How often a share that is refused, or that nobody confirms, is asked about again by itself.
 REFUSED_AGAIN_S = 5.0
+# How long an open waits for a metadata store that gave no answer the last time.
+BRIEFLY_S = 1.0
 # How long to go on merging while others publish faster.
 RACE_DEADLINE_S = 30
 # How long locking waits for what is under way, for instance for a block of a slow store.
@@ -70,6 +70,11 @@ class Share(Access):
         self.stuck: MeshkitError | None = None
         # Why the newest version could not be read when it was last wanted; None when it could.
         self.unread: MeshkitError | None = None
+        # Of a share of one's own: until when its newest known roster vouches (UNIX seconds, 0: not known),
+        # why it could not be renewed, and when that is tried again.
+        self.roster_until = 0
+        self.roster_problem: MeshkitError | None = None
+        self.roster_again = 0
         self.history = History(services, row)
         self.past = Past(self)
         self.on_refusal = self.past.refused
@@ -118,8 +123,16 @@ class Share(Access):
         # The newest head may be known and its tree still on the way here: that is not yet the newest state.
         if grant is not None and seen and not anew and grant.head.hash == self.base.hash:
             return grant
+        held = self.grant
         # Whoever asks for more than was allowed must not end what was.
-        grant = await self._renew(ahead=anew, keep=grant is None)
+        needed = anew or (held is not None and right not in held.rights)
+        if held is not None and held.alive and self.unconfirmed is not None and not needed:
+            # Nobody answered the last time: this lease is good whether somebody answers now or not.
+            with trio.move_on_after(BRIEFLY_S):
+                await self._renew()
+            grant = self.grant if self.grant is not None and self.grant.alive else await self._renew()
+        else:
+            grant = await self._renew(ahead=anew, needed=needed)
         if self.tree is None or grant.head.hash != self.base.hash:
             async with self._cycle:
                 grant = await self._catch_up(await self._renew())
@@ -144,7 +157,11 @@ class Share(Access):
         if self.refusal is not None and trio.current_time() < self._refused_at + REFUSED_AGAIN_S:
             return
         try:
-            if self.grant is not None and self.grant.due(RENEW_AHEAD_S):
+            if self.unconfirmed is not None:
+                if self.grant is not None and trio.current_time() < self._asked_at + REFUSED_AGAIN_S:
+                    return
+                await self._renew(ahead=True)
+            elif self.grant is not None and self.grant.due(self.services.gate.renew_ahead_s):
                 await self._renew(ahead=True)
             await self.use("list", current=True)
         except MeshkitError as error:
@@ -199,7 +216,7 @@ class Share(Access):
         if self.tree is not None:
             for node in self.tree.nodes.values():
                 self.services.emit(NodeChanged(node.ino, True))
-        self.grant, self.tree, self.refusal = None, None, None
+        self.grant, self.tree, self.refusal, self.unconfirmed = None, None, None, None
         self._tick = -1
         self._outbox = Outbox(self.services, self.row, self.counters)
 
@@ -465,6 +482,8 @@ class Share(Access):
             if commit is None or await self._publish(commit, grant.roster.writers, alone=alone):
                 self._is_out()
                 return grant
+            if self.unconfirmed is not None:
+                raise self.unconfirmed  # somebody was faster, and nobody says with what
             if trio.current_time() > give_up:
                 raise MeshkitError("head_conflict", f"others were faster for {RACE_DEADLINE_S} s")
 
@@ -630,6 +649,7 @@ class Share(Access):
             raise
         finally:
             self._committing = False
+        await services.gate.note_published(self.row, head=head)
         settle(tree, frozen, self._clean)
         self.grant = None
         self._tick = -1

@@ -54,6 +54,9 @@ class Pending:
     root: str = ""
     handle: str = ""
     refused: tuple[str, ...] = ()
+    # What takes the code in it back at the metadata service; empty if there is none.
+    joining: str = ""
+    offline_grace: int = 0
 
     def live(self, now: int) -> bool:
         """Whether a claim can still lead to a grant."""
@@ -65,6 +68,7 @@ class Pending:
         return {
             "id": self.id[:8], "share": self.name, "rights": list(self.rights), "expires": self.expires,
             "until": self.until, "stage": stage, "handle": self.handle, "refused": list(self.refused),
+            "offline_grace": self.offline_grace,
         }  # fmt: skip
 
 
@@ -106,10 +110,13 @@ class Welcome:
         """Whether a claim may come."""
         return any(item.live(self._now) for item in self.items())
 
-    async def invite(self, name: str, terms: Terms, until: int, url: str, join: str) -> tuple[Pending, str]:
+    async def invite(
+        self, name: str, terms: Terms, until: int, url: str, join: str, *, joining: str = "", store: str = ""
+    ) -> tuple[Pending, str]:
         """Make an invitation to the share ``name`` of this home's own; returns it with the ticket, a secret.
 
-        ``url`` and ``join`` are where the newcomer finds the metadata service, and what it asks them for.
+        ``url`` and ``join`` are where the newcomer finds the metadata service, and what it asks them for;
+        ``joining`` is by what the service takes that back, ``store`` the byte store, as `Ticket` has it.
         Raises ``share_not_found``, ``not_owner``.
         """
         share, me = self._book.find(name), self._identity()
@@ -118,7 +125,7 @@ class Welcome:
         # A grant of somebody else's name is written into the ticket as text.
         shown = share.row.name.decode(errors="replace")
         secret, ticket_id = SigningKey.generate(), os.urandom(16)
-        ticket = Ticket(ticket_id, secret.seed, url, join, me.record, until, shown)
+        ticket = Ticket(ticket_id, secret.seed, url, join, me.record, until, shown, store)
         made = Pending(
             ticket_id.hex(),
             share.row.ref.hex(),
@@ -127,6 +134,8 @@ class Welcome:
             terms.rights,
             terms.expires,
             until,
+            joining=joining,
+            offline_grace=terms.offline_grace,
         )
         text = ticket.to_text(me.signing)
         async with self._turn:
@@ -191,7 +200,8 @@ class Welcome:
             contact = await self._contacts().meet(claim.record, self._now)
             # From here on it is this identity's, whatever happens in between.
             item = await self._change(item, stage="claimed", root=root, handle=contact.handle)
-            await self._book.add(share, contact.handle, Terms(item.rights, item.expires))
+            terms = Terms(item.rights, item.expires, offline_grace=item.offline_grace)
+            await self._book.add(share, contact.handle, terms)
         except MeshkitError as error:
             if error.code not in _FINAL:
                 raise

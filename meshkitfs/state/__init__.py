@@ -5,6 +5,7 @@ and head ever seen, local commits that are not published yet, contacts and the c
 sealed blocks on their way to the byte store. Nothing in either is plaintext on disk.
 """
 
+from meshkitfs.state._audit import AUDIT_LINES, AuditLine, AuditLog
 from meshkitfs.state._clock import Clock
 from meshkitfs.state._conditions import IssuedRow, OwnList
 from meshkitfs.state._database import State
@@ -12,6 +13,9 @@ from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRo
 from meshkitfs.state._spool import Spool
 
 __all__ = [
+    "AUDIT_LINES",
+    "AuditLine",
+    "AuditLog",
     "Clock",
     "IssuedRow",
     "LocalCommit",

@@ -25,7 +25,7 @@ from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRo
 
 __all__ = ["State"]
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 
 _SCHEMA = """
 -- One row per thing the mount shows at its top level; columns as in ShareRow.
@@ -62,7 +62,7 @@ CREATE TABLE quarantine(
 ) WITHOUT ROWID;
 -- Contacts: a JSON object per handle, in the form identity.contacts gives it.
 CREATE TABLE contacts(handle TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;
--- Single values: clock_floor (seconds).
+-- Single values: clock_floor (seconds); proof:REF, the records that proved a share last.
 CREATE TABLE settings(name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """
 
@@ -79,6 +79,15 @@ CREATE TABLE begun(
 CREATE TABLE jobs(job TEXT NOT NULL, item BLOB NOT NULL, PRIMARY KEY(job, item)) WITHOUT ROWID;
 """,
     2: CONDITIONS_SCHEMA,
+    3: """
+-- What was opened on this device, or refused; columns as in AuditLine.
+CREATE TABLE audit(
+    n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, share BLOB NOT NULL,
+    path BLOB NOT NULL, action TEXT NOT NULL, code TEXT NOT NULL, program TEXT NOT NULL,
+    times INTEGER NOT NULL
+);
+CREATE INDEX audit_by_time ON audit(last);
+""",
 }
 
 _SHARE_COLUMNS = (
@@ -217,6 +226,7 @@ class State:
         """Forget a share. Its marks stay, so that a later re-grant cannot be rolled back either."""
         with self._transaction() as db:
             db.execute("DELETE FROM shares WHERE ref = ?", (ref,))
+            db.execute("DELETE FROM settings WHERE name = ?", (f"proof:{ref.hex()}",))
 
     # -- high-water marks ----------------------------------------------------------------------------
 
@@ -393,6 +403,10 @@ class State:
     def set_setting(self, name: str, value: Any) -> None:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES (?,?)", (name, value))
+
+    def drop_setting(self, name: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM settings WHERE name = ?", (name,))
 
 
 def _classified(error: apsw.Error) -> MeshkitError:

@@ -5,5 +5,6 @@
 
 from meshkitfs.vfs._control import ControlFiles
 from meshkitfs.vfs._filesystem import MeshFilesystem
+from meshkitfs.vfs._opens import CALLER
 
-__all__ = ["ControlFiles", "MeshFilesystem"]
+__all__ = ["CALLER", "ControlFiles", "MeshFilesystem"]

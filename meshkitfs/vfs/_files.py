@@ -105,6 +105,7 @@ class Files(Finder):
         handle = FileHandle(share, node, append=bool(flags & os.O_APPEND))
         handle.wrote = bool(flags & os.O_TRUNC and writes)
         self.faults.clear(ino)
+        self.opens.allowed(share, node, "write" if writes else "read")
         kept, node.kernel_current = node.kernel_current, True
         return Opened(self._handle(handle), kept, refresh=not kept)
 
@@ -122,6 +123,7 @@ class Files(Finder):
             node.lookups += 1
             node.opens += 1
         node.kernel_current = True
+        self.opens.allowed(share, node, "create")
         handle = FileHandle(share, node, append=bool(flags & os.O_APPEND))
         handle.wrote = True
         return Opened(self._handle(handle), True), self._hand_out(share, node)

@@ -27,10 +27,12 @@ from meshkitfs.shares import (
     Tree,
     posix,
 )
+from meshkitfs.state import AuditLine
 from meshkitfs.vfs._attributes import absence, attr_of, attr_of_past, attr_of_share, timeout
 from meshkitfs.vfs._control import CONTROL_INO, CONTROL_NAME, ControlFiles
 from meshkitfs.vfs._faults import Faults, classified
 from meshkitfs.vfs._handles import ControlHandle, DirHandle, FileHandle
+from meshkitfs.vfs._opens import Opens
 from meshkitfs.vfs._snapshots import Snapshots, has_snapshots
 from meshkitfs.vfs.types import (
     ROOT_INO,
@@ -57,7 +59,7 @@ def noted(
         try:
             return await method(self, number, *args, **kwargs)
         except (MeshkitError, BaseExceptionGroup) as error:
-            self._note(number, error)
+            self._note(number, error, method.__name__, args[0] if args else None)
             raise
 
     return noting
@@ -72,9 +74,11 @@ class Finder:
         control: ControlFiles,
         runtime: Callable[[], dict[str, Any]],
         report: Callable[[str, MeshkitError], None] = lambda path, error: None,
+        record: Callable[[AuditLine], None] | None = None,
     ) -> None:
         self.book = book
         self.faults = Faults(report)
+        self.opens = Opens(record)
         self.invalidations: queue.SimpleQueue[Invalidation] = queue.SimpleQueue()
         self._control = control
         self._runtime = runtime
@@ -97,14 +101,16 @@ class Finder:
         elif isinstance(event, NameChanged):
             self.invalidations.put(ForgetEntry(event.parent, event.name, event.gone))
 
-    def _note(self, number: int, error: BaseException) -> None:
+    def _note(self, number: int, error: BaseException, operation: str, argument: object) -> None:
         """Remember a failure of the file, directory or open handle of that number (they do not overlap)."""
         fault = classified(error)
         handle = self._handles.get(number)
         ino = handle.ino if isinstance(handle, FileHandle | DirHandle) else number
         share = self._shares.get(ino)
         if fault is not None and share is not None:
-            self.faults.note(share, share.tree.nodes.get(ino) if share.tree is not None else None, fault)
+            node = share.tree.nodes.get(ino) if share.tree is not None else None
+            self.faults.note(share, node, fault)
+            self.opens.refused(share, node, operation, argument, fault)
 
     def _share(self, ino: int) -> AnyShare:
         share = self._shares.get(ino)

@@ -52,6 +52,7 @@ class Listing(Finder):
             raise posix(errno.ENOTDIR)
         await tree.load(grant, node)
         self.faults.clear(ino)
+        self.opens.allowed(share, node, "list")
         return self._handle(DirHandle(ino, share, grant))
 
     def readdir(self, fh: int, start: int) -> Iterator[tuple[bytes, Attr, int]]:

@@ -28,10 +28,12 @@ def reason_text(share: AnyShare, fault: MeshkitError | None) -> str:
 
     In the words of the error table; "ok" if nothing did.
     """
-    error = share.denial or fault or share.stuck
+    error = share.denial or fault or share.stuck or share.unconfirmed
     if error is None:
         return "ok"
     detail = f" ({error.detail})" if error.detail else ""
+    if error is share.unconfirmed and share.grant is not None:
+        detail = f" ({error.detail}; it may be used for {share.grant.seconds_left:.0f} s more all the same)"
     return f"{error.code}: {error.reason.sentence}{detail} {error.remedy}"
 
 
@@ -118,7 +120,10 @@ def _value(name: str, share: AnyShare, node: Node | None, runtime: Runtime) -> s
         case "capsule":
             return grant.capsule.id.hex()
         case "freshness":
-            return _time(grant.fresh_until)
+            if share.unconfirmed is None:
+                return _time(grant.fresh_until)
+            since = f" since {_time(grant.proved)}" if grant.proved else ""
+            return f"{_time(grant.fresh_until)}, not confirmed{since}"
         case "verified":
             return "cid,seal,signature" if grant.alive else None
     return None
