@@ -97,6 +97,10 @@ _ROWS: Final = (
     ("right_not_granted", "access", _errno.EACCES,
      "The grant does not include this right.",
      "Ask the owner for it ('meshkitfs share add SHARE YOU --rights write')."),
+    ("key_replaced", "access", _errno.EACCES,
+     "The list of who has access is signed with a key that the share's owner has replaced.",
+     "Ask the owner to run 'meshkitfs identity rotate' again, which signs it with the new key. If that is "
+     "done, somebody else uses the old key, and this share stays closed until the true list is back."),
     # -- the bytes: what came back is not what was stored ---------------------------------------------
     ("cid_mismatch", "integrity", _errno.EIO,
      "The store returned bytes that do not match their CID; they were thrown away unread.",

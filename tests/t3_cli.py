@@ -99,7 +99,7 @@ def test_every_command_of_the_interface_is_there():
         "history", "restore",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",
-        "identity show", "identity create", "identity publish",
+        "identity show", "identity create", "identity publish", "identity rotate",
         "contacts list", "contacts add", "contacts verify",
         "policy create", "policy list", "policy show", "policy test", "policy edit", "policy delete",
         "vault create", "vault list", "vault show", "vault add", "vault remove", "vault delete",
@@ -520,7 +520,35 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
             "meshkit-identity1:AA",
         ),
         (["identity", "publish"], "identity.publish", {}, {"handle": "alice"}, "Published as alice"),
+        (
+            ["identity", "rotate"],
+            "identity.rotate",
+            {"keys": "both", "again": False},
+            {"fingerprint": "ABCD-EFGH", "resumed": False, "signed": ["a", "b"], "left": []},
+            "Signed anew, under new keys: a, b.",
+        ),
+        (
+            ["identity", "rotate", "--replace", "none", "--again"],
+            "identity.rotate",
+            {"keys": "none", "again": True},
+            {"fingerprint": "ABCD-EFGH", "resumed": True, "signed": [], "left": []},
+            "Finished the rotation that was begun before.",
+        ),
         (["contacts", "list"], "contacts.list", {}, {"contacts": [PEOPLE]}, "bob      pinned  ABCD-EFGH"),
+        (
+            ["contacts", "list"],
+            "contacts.list",
+            {},
+            {"contacts": [PEOPLE | {"key_changed": 1764000000}]},
+            "by a valid chain",
+        ),
+        (
+            ["contacts", "list"],
+            "contacts.list",
+            {},
+            {"contacts": [PEOPLE | {"trust": "blocked"}]},
+            "without a valid chain",
+        ),
         (["contacts", "add", "bob"], "contacts.add", {"handle": "bob"}, PEOPLE, "Added bob."),
         (
             ["contacts", "add", "bob", "meshkit-identity1:AA"],
@@ -677,6 +705,15 @@ def test_what_is_left_to_send_shows_and_is_an_exit_code(run, daemon):
     assert code == exit_code_for(MeshkitError("commit_pending")) == 7
     assert "first  3 blocks, 3.0 MiB: provider_request_failed" in out
     assert run("sync", "--json")[0] == 7
+
+
+def test_a_share_that_could_not_be_signed_anew_shows_and_is_an_exit_code(run, daemon):
+    left = [{"share": "second"} | MeshkitError("metadata_unavailable").as_dict()]
+    daemon.service.answers["identity.rotate"] = {"resumed": False, "signed": ["first"], "left": left}
+    code, out, err = run("identity", "rotate")
+    assert code == exit_code_for(MeshkitError("metadata_unavailable"))
+    assert f"second: not signed anew yet: {TABLE['metadata_unavailable'].sentence}" in out
+    assert "when it is run again" in err
 
 
 def test_creating_what_is_there_is_harmless_only_when_asked_for(run, daemon):

@@ -1152,7 +1152,8 @@ ELSEWHERE = {
     "contact_unknown": "t4_sharing.py",
     "not_owner": "t4_sharing.py",
     "not_shared": "t4_sharing.py",
-    "contact_key_changed": "t1_identity.py",
+    "contact_key_changed": "t1_identity.py, t3_rotation.py",
+    "key_replaced": "needs the owner's old key: t3_rotation.py",
     "verification_failed": "t4_sharing.py",
     "identity_handle_taken": "t1_metadata_contract.py",
     "share_exists": "t4_cli.py",
@@ -1200,7 +1201,7 @@ def test_the_gate_answers_eacces_and_the_bytes_answer_eio():
             "identity_not_found", "identity_locked", "recipient_not_authorized", "key_unwrap_failed",
             "capsule_not_found", "share_expired", "share_revoked", "freshness_unproven",
             "policy_provider_required", "policy_provider_error", "policy_denied", "vault_membership_required",
-            "capability_required", "capability_denied", "right_not_granted",
+            "capability_required", "capability_denied", "right_not_granted", "key_replaced", "contact_key_changed",
         },
         errno.EIO: {
             "cid_mismatch", "invalid_envelope", "head_rollback", "head_fork", "roster_rollback", "roster_fork",

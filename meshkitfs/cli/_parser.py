@@ -386,7 +386,7 @@ def _past_commands(add: _Adder) -> None:
 
 
 def _people_commands(add: _Adder) -> None:
-    identity = add.group("identity", "show, create and publish your own identity")
+    identity = add.group("identity", "show, create, publish and rotate your own identity")
     show = identity.command("show", _people.identity_show, "show your identity and what protects its keys")
     show.add_argument(
         "--export", action="store_true", help="print only the public record, for 'contacts add'"
@@ -398,6 +398,23 @@ def _people_commands(add: _Adder) -> None:
     _store_options(create)
     publish = identity.command("publish", _people.identity_publish, "publish your identity in the directory")
     _join_option(publish)
+    rotate = identity.command(
+        "rotate",
+        _people.identity_rotate,
+        "give your identity new keys, signed by the old ones, and sign your shares with them",
+    )
+    rotate.add_argument(
+        "--replace",
+        dest="keys",
+        choices=("both", "signing", "encryption", "none"),
+        default="both",
+        help="which keys to replace; 'none' only renews the record that says which they are (default: both)",
+    )
+    rotate.add_argument(
+        "--again",
+        action="store_true",
+        help="begin another rotation though the last one left shares that could not be signed",
+    )
 
     contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
     contacts.command("list", _people.contacts_list, "list your contacts")

@@ -1,4 +1,4 @@
-"""Commands about people: ``identity show|create|publish`` and ``contacts list|add|verify``."""
+"""Commands about people: ``identity show|create|publish|rotate`` and ``contacts list|add|verify``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import MeshkitError
+from ..errors import TABLE, MeshkitError, exit_code_for
 from . import _joining as joining
 from ._context import Context
 from ._output import clock, fields, printable, table
 
-__all__ = ["contacts_add", "contacts_list", "contacts_verify", "identity_publish", "identity_show"]
+__all__ = [
+    "contacts_add",
+    "contacts_list",
+    "contacts_verify",
+    "identity_publish",
+    "identity_rotate",
+    "identity_show",
+]
 
 _MAX_RECORD = 64 * 1024
 
@@ -49,15 +56,47 @@ def identity_publish(context: Context, args: argparse.Namespace) -> int:
     return 0
 
 
+def identity_rotate(context: Context, args: argparse.Namespace) -> int:
+    """``identity rotate``: exit 0 when every own share is signed anew, else by the first that is not."""
+    data = context.call("identity.rotate", {"keys": args.keys, "again": args.again})
+    lines = ["Finished the rotation that was begun before." if data["resumed"] else _ROTATED[args.keys]]
+    lines += fields(
+        [("fingerprint", data.get("fingerprint")), ("valid until", clock(data.get("valid_until")))]
+    )
+    if data["signed"]:
+        lines.append(f"Signed anew, under new keys: {', '.join(map(printable, data['signed']))}.")
+    for item in data["left"]:
+        reason = TABLE[item["code"]].sentence
+        lines.append(f"{printable(item['share'])}: not signed anew yet: {reason}")
+    context.out.result(data, lines)
+    if data["left"]:
+        context.out.note(
+            "A mounted home goes on with that by itself; this command does so when it is run again."
+        )
+        return exit_code_for(MeshkitError(data["left"][0]["code"]))
+    return 0
+
+
+_ROTATED: Final = {
+    "both": "This identity has a new signing key and a new encryption key.",
+    "signing": "This identity has a new signing key.",
+    "encryption": "This identity has a new encryption key.",
+    "none": "The record of this identity is renewed; its keys are the same.",
+}
+
+
 def contacts_list(context: Context, _args: argparse.Namespace) -> int:
     """``contacts list``"""
     data = context.call("contacts.list", {})
     contacts = data["contacts"]
     rows = [
-        [item.get("handle"), item.get("trust"), item.get("fingerprint"), clock(item.get("first_seen"))]
+        [
+            item.get("handle"), item.get("trust"), item.get("fingerprint"), clock(item.get("first_seen")),
+            _changed(item),
+        ]
         for item in contacts
-    ]
-    headings = ("contact", "trust", "fingerprint", "first seen")
+    ]  # fmt: skip
+    headings = ("contact", "trust", "fingerprint", "first seen", "key")
     context.out.result(data, table(headings, rows) if contacts else ["There are no contacts."])
     return 0
 
@@ -83,6 +122,8 @@ def contacts_verify(context: Context, args: argparse.Namespace) -> int:
     who = printable(args.handle)
     if args.code:
         lines = [f"{who} is verified: the key belongs to whoever told you this code."]
+        if data.get("key_changed"):
+            lines.append(f"{who}'s key {_changed(data)}.")
     else:
         lines = [
             f"Compare this code with {who}, in person or by voice:",
@@ -94,6 +135,15 @@ def contacts_verify(context: Context, args: argparse.Namespace) -> int:
         ]
     context.out.result(data, lines)
     return 0
+
+
+def _changed(contact: Mapping[str, Any]) -> str:
+    """Return what is known of a change of a contact's key."""
+    if contact.get("trust") == "blocked":
+        return "another one was shown, without a valid chain"
+    if not contact.get("key_changed"):
+        return "as first seen"
+    return f"changed {clock(contact['key_changed'])}, by a valid chain"
 
 
 def _qr(code: str, colours: bool) -> list[str]:

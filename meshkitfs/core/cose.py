@@ -17,7 +17,7 @@ from meshkitfs.core import cbor
 from meshkitfs.core.keys import KID_SIZE, SigningKey, check_ed25519_public
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["peek1", "read1", "record_hash", "sign1", "verify1"]
+__all__ = ["peek1", "read1", "record_hash", "sign1", "signer_of", "verify1"]
 
 # {1: -19, 4: h'kid', 16: "type"}: map(3), 1 -> -19, 4 -> bytes(16)
 _PROTECTED: Final = b"\xa3\x01\x32\x04\x50"
@@ -117,6 +117,14 @@ def read1(blob: bytes, typ: str) -> tuple[dict[str, Any], bytes]:
     """
     kid, _, payload, _ = _split(blob, typ)
     return _payload(payload, typ), kid
+
+
+def signer_of(blob: bytes, typ: str) -> bytes:
+    """Return the kid that a record of type ``typ`` says has signed it; nothing is verified.
+
+    Raises MeshkitError ``invalid_record`` for another type or form.
+    """
+    return _split(blob, typ)[0]
 
 
 def peek1(blob: bytes, typ: str) -> dict[str, Any]:

@@ -27,7 +27,15 @@ from meshkitfs.core.fields import (
 )
 from meshkitfs.core.keys import SigningKey, check_encryption_public, kid_of
 
-__all__ = ["Endorsement", "IdentityRecord", "first_record", "rotate", "valid_handle", "verify_chain"]
+__all__ = [
+    "Endorsement",
+    "IdentityRecord",
+    "first_record",
+    "rotate",
+    "valid_handle",
+    "verify_chain",
+    "verify_links",
+]
 
 HANDLE_MAX: Final = 64
 _CHAIN_MAX: Final = 1000
@@ -180,13 +188,23 @@ def verify_chain(blobs: Sequence[bytes]) -> IdentityRecord:
     Raises MeshkitError ``invalid_record`` if it is empty, does not begin with the first record, or any link
     is not signed by the root it names, not chained, of another handle, or changes the root unendorsed.
     """
+    records = verify_links(blobs)
+    if records[0].seq != 0:
+        raise refuse("an identity chain begins with its first record")
+    return records[-1]
+
+
+def verify_links(blobs: Sequence[bytes]) -> list[IdentityRecord]:
+    """Return the records of a chain or of the end of one, each of which must follow the one before.
+
+    The first of them is proved by nothing but itself: it is for the caller to know it. Raises MeshkitError
+    ``invalid_record`` as `verify_chain`.
+    """
     if not 0 < len(blobs) <= _CHAIN_MAX:
         raise refuse("an identity chain has 1 to 1000 records")
-    newest = IdentityRecord.parse_self_signed(blobs[0])
-    if newest.seq != 0:
-        raise refuse("an identity chain begins with its first record")
+    records = [IdentityRecord.parse_self_signed(blobs[0])]
     for following in blobs[1:]:
         record = IdentityRecord.parse_self_signed(following)
-        _check_successor(newest, record)
-        newest = record
-    return newest
+        _check_successor(records[-1], record)
+        records.append(record)
+    return records

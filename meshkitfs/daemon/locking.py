@@ -95,6 +95,7 @@ class Lock:
         session.gate.forget_keys()
         session.identity.lock()
         await session.auditing.flush()
+        session.sealer.lock()
         await trio.to_thread.run_sync(session.state.close)
         await trio.to_thread.run_sync(scrub)
         with trio.move_on_after(KERNEL_S):
@@ -125,6 +126,7 @@ class Lock:
         try:
             other = await trio.to_thread.run_sync(load_identity, path, wrapping)
             await trio.to_thread.run_sync(session.state.reopen, derived)
+            session.sealer.unlock(wrapping)
         finally:
             wipe(wrapping)
             wipe(derived)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from meshkitfs.daemon.config import MetadataConfig
-from meshkitfs.identity import Identity
+from meshkitfs.identity import Holder
 from meshkitfs.metadata import RECHECK_S, EmbeddedMetadata, HttpMetadata, Metadata
 from meshkitfs.net import Secret, SecretSource, Tls
 from meshkitfs.state import State
@@ -33,7 +33,7 @@ class StatePin:
 
 @asynccontextmanager
 async def open_metadata(
-    settings: MetadataConfig, identity: Identity, state: State, join: Secret | None = None
+    settings: MetadataConfig, holder: Holder, state: State, join: Secret | None = None
 ) -> AsyncIterator[Metadata]:
     """Open the metadata home, and close it at the end. The feed of a service is its user's to run.
 
@@ -52,13 +52,14 @@ async def open_metadata(
     named = source.env is not None or source.file is not None
     service = HttpMetadata(
         settings.url,
-        lambda: identity.signing,
+        holder.request_key,
         StatePin(state),
-        mailbox=identity.encryption.kid,
+        mailbox=holder.identity.encryption.kid,
         tls=Tls(settings.ca_file, settings.client_cert, settings.client_key),
         uds=settings.socket,
         # Asked for when it is needed: nobody who has joined needs the file any more.
         join=(lambda: join) if join is not None else source.load if named else None,
+        steady=holder.steady,
     )
     try:
         yield service

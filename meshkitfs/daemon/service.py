@@ -30,10 +30,11 @@ from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.locking import Lock, secret_from
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policies import Policies
+from meshkitfs.daemon.rotating import Rotating
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import FRESH_S, Trace
-from meshkitfs.identity import create_identity, publish, report, save_identity, standing, to_text
+from meshkitfs.identity import Holder, create_identity, publish, report, save_identity, standing, to_text
 from meshkitfs.metadata import EmbeddedMetadata, HttpMetadata
 from meshkitfs.net import Secret
 from meshkitfs.providers import ProviderSpec, open_provider
@@ -99,6 +100,7 @@ class Service:
             **Keeping(session).methods,
             **Inviting(session).methods,
             **self._policies.methods,
+            **Rotating(session, self._identity_show).methods,
             **Conditions(session, self._bound).methods,
             **session.auditing.methods,
         }
@@ -278,7 +280,12 @@ class Service:
         data["record"] = to_text(session.identity.record)
         data["published"], data["directory"] = None, ""
         try:
-            data["published"] = await standing(session.identity, session.metadata) in ("current", "ahead")
+            where = await standing(session.identity, session.metadata)
+            data["published"] = where in ("current", "ahead")
+            if where == "ahead":
+                data["problems"].append(
+                    "another device has newer keys of it than this home: this is an old copy"
+                )
         except MeshkitError as error:
             data["directory"] = error.code
         data["key_vault"] = (await session.look_at_vault()).as_dict()
@@ -434,6 +441,7 @@ async def initialize(
         raise MeshkitError("already_initialized", str(home.root))
     now = int(time.time())
     identity = create_identity(handle, now)
+    holder = Holder(identity, lambda _: None)  # nothing changes keys in here
     where = configuration.MetadataConfig.parse(metadata) if isinstance(metadata, str) else metadata
     vault = keyvault.choose(key_vault, home.root, passphrase)
     await (await open_provider(provider, create=True)).aclose()
@@ -448,7 +456,7 @@ async def initialize(
         async with AsyncExitStack() as stack:
             state = State.open(home.state_db, key, create=True)
             stack.callback(state.close)
-            directory = await stack.enter_async_context(open_metadata(where, identity, state, join))
+            directory = await stack.enter_async_context(open_metadata(where, holder, state, join))
             # Nothing is made for a service that is none, and its key is remembered from here on.
             await directory.service_key()
             if publish_it and where.type == "embedded" and await directory.identity(handle):

@@ -22,19 +22,12 @@ from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.auditing import Auditing
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import Gate
-from meshkitfs.identity import (
-    ContactBook,
-    Identity,
-    load_identity,
-    publish,
-    renewed,
-    save_identity,
-    standing,
-)
+from meshkitfs.gate import Gate, Owners
+from meshkitfs.identity import ContactBook, Holder, Identity, Sealer, load_identity
 from meshkitfs.metadata import HttpMetadata, Metadata
 from meshkitfs.policy import Deciders
 from meshkitfs.providers import ByteStore, open_provider
@@ -99,7 +92,7 @@ class Session:
     home: Home
     config: configuration.Config
     vault: keyvault.KeyVault
-    identity: Identity
+    holder: Holder
     state: State
     clock: Clock
     store: ByteStore
@@ -112,6 +105,8 @@ class Session:
     lists: OwnLists
     vaults: Vaults
     tokens: Tokens
+    life: IdentityLife
+    sealer: Sealer
     auditing: Auditing
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
@@ -126,6 +121,11 @@ class Session:
         if self.locked is not None:
             raise self.locked
         return self.identity
+
+    @property
+    def identity(self) -> Identity:
+        """Who this home is, with the keys of now."""
+        return self.holder.identity
 
     @classmethod
     @asynccontextmanager
@@ -148,12 +148,13 @@ class Session:
         settings = configuration.load(home.config_path)
         async with AsyncExitStack() as stack:
             vault = open_vault(home, settings, passphrase)
-            identity, state = await trio.to_thread.run_sync(_unlocked, home, vault, key)
-            stack.callback(identity.lock)
+            holder, sealer, state = await trio.to_thread.run_sync(_unlocked, home, vault, key)
+            stack.callback(sealer.lock)
+            stack.callback(lambda: holder.identity.lock())
             stack.callback(state.close)
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
-            metadata = await stack.enter_async_context(open_metadata(settings.metadata, identity, state))
+            metadata = await stack.enter_async_context(open_metadata(settings.metadata, holder, state))
             deciders = open_deciders(settings.policy)
             stack.push_async_callback(_close_deciders, deciders)
             spool = await trio.to_thread.run_sync(_spool, home, state)
@@ -162,7 +163,7 @@ class Session:
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(
-                home, settings, vault, identity, state, store, metadata, deciders, spool, nursery
+                home, settings, vault, holder, sealer, state, store, metadata, deciders, spool, nursery
             )
             gates.append(session.gate)
             await session.look_at_vault()
@@ -175,23 +176,27 @@ class Session:
             nursery.start_soon(session._watch_claims)
             nursery.start_soon(session.resume)
             nursery.start_soon(session._watch_tokens)
+            nursery.start_soon(session.life.run)
             nursery.start_soon(session.auditing.run)
             stack.push_async_callback(session._close)
             yield session
 
     @classmethod
     def _assemble(
-        cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, identity: Identity,
-        state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
+        cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, holder: Holder,
+        sealer: Sealer, state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
         nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
+        contacts = ContactBook(holder.identity.public.root, state, metadata)
+        for known in holder.identity.signing_keys[::-1]:
+            contacts.own(known.public)
+        owners = Owners(lambda: holder.identity, lambda: contacts, state)
         gate = Gate(
-            lambda: made[0].unlocked().encryption, lambda: made[0].unlocked().signing, metadata, state, clock,
-            deciders, lease_s=settings.access.lease_seconds,
+            lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing, metadata, state,
+            clock, owners, deciders, lease_s=settings.access.lease_seconds,
         )  # fmt: skip
         spooled = state.staged_digests()
-        contacts = ContactBook(identity.public.root, state, metadata)
         # Services and session refer to each other through this: events arrive only once it is filled.
         made: list[Session] = []
         services = Services(
@@ -204,8 +209,9 @@ class Session:
                 spool_limit=_spool_limit(home, settings.writing.spool_limit), spooled=lambda: spool.used
             ),
             nursery=nursery,
-            signing=lambda: identity.signing,
-            who=identity.handle,
+            signing=lambda: holder.identity.signing,
+            signed_before=lambda: holder.identity.signing_keys[1:],
+            who=holder.identity.handle,
             emit=lambda event: made[0]._on_event(event) if made else None,
             fsync_publishes=settings.writing.fsync == "published",
         )
@@ -215,8 +221,9 @@ class Session:
         vaults = Vaults(services, lists, lambda: made[0].unlocked(), lambda: contacts)
         tokens = Tokens(services, lists, lambda: made[0].unlocked(), lambda: contacts)
         session = cls(
-            home, settings, vault, identity, state, clock, store, metadata, gate, services, book, contacts,
+            home, settings, vault, holder, state, clock, store, metadata, gate, services, book, contacts,
             welcome, lists, vaults, tokens,
+            IdentityLife(holder, lambda: made[0].unlocked(), metadata, book, contacts), sealer,
             Auditing(state, settings.audit, book),
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
@@ -349,12 +356,7 @@ class Session:
                 _log.exception("looking for tokens failed in a way nobody foresaw")
 
     async def resume(self) -> None:
-        """Go on with what an earlier run could not publish: changes, and a renewed identity record."""
-        try:
-            if await standing(self.identity, self.metadata) == "behind":
-                await publish(self.identity, self.metadata)
-        except MeshkitError as error:
-            _log.warning("the renewed identity record could not be published: %s", error.code)
+        """Go on with the changes that an earlier run could not publish."""
         waiting = self.state.unpublished()
         for share in list(self.book.shares.values()):
             if share.row.share in waiting and share.row.grant == "live":
@@ -436,28 +438,22 @@ def open_vault(
     return keyvault.open_vault(kind, home.root, passphrase)
 
 
-def _unlocked(home: Home, vault: keyvault.KeyVault, given: SecretBytes | None) -> tuple[Identity, State]:
+def _unlocked(
+    home: Home, vault: keyvault.KeyVault, given: SecretBytes | None
+) -> tuple[Holder, Sealer, State]:
     """Open with the key vault's key what is sealed with it, and keep no copy of that key."""
     secret = vault.load() if given is None else bytes(given.view)
     try:
-        identity = _identity(home, secret)
+        identity, sealer = load_identity(home.identity_file, secret), Sealer(home.identity_file)
+        sealer.unlock(secret)
         key = keyvault.derive_key(secret, STATE_LABEL)
         try:
-            return identity, State.open(home.state_db, key)
+            return Holder(identity, sealer), sealer, State.open(home.state_db, key)
         finally:
             wipe(key)
     finally:
         wipe(secret)
         scrub_thread()
-
-
-def _identity(home: Home, secret: bytes) -> Identity:
-    """Load the identity, and renew its record well before that runs out (the keys stay)."""
-    identity = load_identity(home.identity_file, secret)
-    current = renewed(identity, int(time.time()))
-    if current is not identity:
-        save_identity(home.identity_file, current, secret)
-    return current
 
 
 def _spool_limit(home: Home, configured: int | None) -> int:

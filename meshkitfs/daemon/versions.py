@@ -11,6 +11,7 @@ from meshkitfs.core.entries import DIR, SYMLINK
 from meshkitfs.core.keys import kid_of
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
+from meshkitfs.identity import Signers
 from meshkitfs.shares import Change, Share, go_back, path_changes
 from meshkitfs.shares import restore as bring_back
 
@@ -85,12 +86,14 @@ def _row(change: Change, writers: dict[bytes, str]) -> dict[str, Any]:
 
 def _writers(session: Session, share: Share) -> dict[bytes, str]:
     """Return who is known to sign with which key."""
-    known = {kid_of(contact.public.sig): contact.handle for contact in session.contacts.list()}
+    known = {
+        kid: contact.handle for contact in session.contacts.list() for kid in Signers(contact.chain).keys
+    }
     members = session.state.members(share.row.share)
     known |= {kid_of(member.signing_public): member.handle for member in members}
     return known | {
         kid_of(share.row.owner_public): share.row.owner_handle,
-        session.identity.signing.kid: session.identity.handle,
+        **{key.kid: session.identity.handle for key in session.identity.signing_keys},
     }
 
 

@@ -5,10 +5,11 @@ Pure functions over one answer of the store. Each returns what it proved or rais
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
 from meshkitfs.core.cose import record_hash
-from meshkitfs.core.keys import EncryptionKey, kid_of
+from meshkitfs.core.keys import kid_of
 from meshkitfs.core.records import Capsule, Roster, Timestamp
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import ShareState
@@ -22,12 +23,17 @@ SKEW_S: Final = 60
 FRESH_S: Final = 300
 
 
-def capsules(found: ShareState, row: ShareRow, key: EncryptionKey) -> dict[bytes, Capsule]:
-    """The capsules for this row that the share's owner signed, by record hash."""
-    owner = {kid_of(row.owner_public): row.owner_public}
+def capsules(
+    blobs: Iterable[bytes], row: ShareRow, owner: Mapping[bytes, bytes], mine: Container[bytes]
+) -> dict[bytes, Capsule]:
+    """The capsules for this row that the share's owner signed, by record hash.
+
+    ``owner`` are the keys that the owner has or had (kid to public), ``mine`` the kids of the recipient's
+    encryption keys. Which of them counts, the roster says.
+    """
     usable: dict[bytes, Capsule] = {}
     others = 0
-    for blob in found.capsules:
+    for blob in blobs:
         try:
             capsule = Capsule.parse(blob, owner)
         except MeshkitError:
@@ -36,7 +42,7 @@ def capsules(found: ShareState, row: ShareRow, key: EncryptionKey) -> dict[bytes
             continue
         if capsule.oid != row.oid or (row.grant == "snapshot" and capsule.id != row.ref):
             continue
-        if capsule.to != key.kid:
+        if capsule.to not in mine:
             others += 1
             continue
         usable[record_hash(blob)] = capsule
@@ -47,11 +53,12 @@ def capsules(found: ShareState, row: ShareRow, key: EncryptionKey) -> dict[bytes
     return usable
 
 
-def roster(found: ShareState, row: ShareRow, mark: Mark) -> tuple[Roster, bytes]:
+def roster(
+    found: ShareState, row: ShareRow, owner: Mapping[bytes, bytes], mark: Mark
+) -> tuple[Roster, bytes]:
     """The newest roster, signed by the owner and not older than one already seen."""
     if found.roster is None:
         raise MeshkitError("freshness_unproven", "the metadata store has no roster for this share")
-    owner = {kid_of(row.owner_public): row.owner_public}
     try:
         roster = Roster.parse(found.roster, owner)
     except MeshkitError as error:

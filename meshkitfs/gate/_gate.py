@@ -7,7 +7,7 @@ freshness, validity, vault, capability, policy, then the unwrap, then the head.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -23,6 +23,7 @@ from meshkitfs.gate._conditions import Conditions
 from meshkitfs.gate._grant import Grant, HeadView, implied, lease_now, make_grant
 from meshkitfs.gate._kept import Kept, is_newest_seen
 from meshkitfs.gate._lists import AccessLists
+from meshkitfs.gate._owners import Owners
 from meshkitfs.gate._trace import Trace
 from meshkitfs.metadata import Metadata, ShareState
 from meshkitfs.policy import PolicyProvider
@@ -66,24 +67,28 @@ class _Proof:
     now: int
     until: int
     mark: Mark
+    # The keys that the share's owner has or had: kid to public key.
+    owner: Mapping[bytes, bytes]
     unproven: MeshkitError | None = None
 
 
 class Gate:
     """Opens shares for one identity.
 
-    ``encryption`` returns the identity's X-Wing key or raises ``identity_locked``/``identity_not_found``;
-    so does ``signing`` with its signing key, to which capability tokens are bound.
+    ``encryption`` returns the identity's X-Wing keys, the newest first, or raises
+    ``identity_locked``/``identity_not_found``; so does ``signing`` with its signing key, to which capability
+    tokens are bound.
     ``lease_s`` is how long (seconds, 5 minutes at most) a grant is good for without being renewed.
     """
 
     def __init__(
         self,
-        encryption: Callable[[], EncryptionKey],
+        encryption: Callable[[], Sequence[EncryptionKey]],
         signing: Callable[[], SigningKey],
         metadata: Metadata,
         state: State,
         clock: Clock,
+        owners: Owners,
         policy: PolicyProvider | None = None,
         *,
         lease_s: float = evidence.FRESH_S,
@@ -93,6 +98,7 @@ class Gate:
         self._metadata = metadata
         self._state = state
         self._clock = clock
+        self._owners = owners
         self.lists = AccessLists(lambda: self._metadata, state, signing)
         self._conditions = Conditions(policy, self.lists)
         self._kept = Kept(state)
@@ -137,7 +143,7 @@ class Gate:
         if found is None:
             return None
         try:
-            return evidence.roster(found, row, Mark())[0]
+            return evidence.roster(found, row, self._owners.known(row), Mark())[0]
         except MeshkitError:
             return None
 
@@ -177,18 +183,19 @@ class Gate:
 
     async def _walk(self, row: ShareRow, action: str | None, trace: Trace) -> Grant:
         with trace.step("identity") as step:
-            key = self._encryption()
-            step.note(f"encryption key {key.kid.hex()[:16]}", signer=key.kid)
-        by, owner = row.owner_handle, kid_of(row.owner_public)
+            newest, *former = self._encryption()
+            mine = {key.kid: key for key in (newest, *former)}
+            step.note(f"encryption key {newest.kid.hex()[:16]}", signer=newest.kid)
+        by = row.owner_handle
         asked = lease_now()
         try:
-            proof = await self._prove(row, key, trace)
+            proof = await self._prove(row, mine, trace)
         except MeshkitError as error:
             if error.code != "freshness_unproven":
                 raise
-            proof = await self._remember(row, key, trace, error)
+            proof = await self._remember(row, mine, trace, error)
         found, capsule, capsule_hash, roster = proof.found, proof.capsule, proof.capsule_hash, proof.roster
-        now, mark = proof.now, proof.mark
+        now, mark, owner = proof.now, proof.mark, proof.roster.signer
         with trace.step("validity") as step:
             step.note("", since=capsule.nbf, until=capsule.exp, by=by, signer=owner)
             if now + evidence.SKEW_S < capsule.nbf:
@@ -209,7 +216,7 @@ class Gate:
                     # Known already, so nothing needs to be unwrapped to find it out again.
                     raise MeshkitError(kept.code, kept.detail)
         with trace.step("key") as step:
-            secret = self._unwrap(capsule, capsule_hash, key)
+            secret = self._unwrap(capsule, capsule_hash, mine)
             step.note("unwrapped; matches the commitment in the signed capsule")
         with trace.step("head") as step:
             head = await self._head(found, row, capsule, roster, mark)
@@ -232,7 +239,7 @@ class Gate:
         def older(epoch: int) -> SecretBytes:
             for digest, past in proof.capsules.items():
                 if past.epoch == epoch:
-                    return self._unwrap(past, digest, key)
+                    return self._unwrap(past, digest, mine)
             raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
 
         grant = make_grant(
@@ -246,6 +253,7 @@ class Gate:
             older=older,
             withheld=met.withheld,
             one_open=met.one_open,
+            owner=proof.owner,
             lists=met.lists,
             caveats=met.caveats,
         )
@@ -253,18 +261,24 @@ class Gate:
         grant.proved, grant.unproven = proof.vouched, proof.unproven
         return grant
 
-    async def _prove(self, row: ShareRow, key: EncryptionKey, trace: Trace) -> _Proof:
+    async def _prove(self, row: ShareRow, mine: Mapping[bytes, EncryptionKey], trace: Trace) -> _Proof:
         """Ask the metadata store, and check what it shows: capsule, roster, freshness."""
         # Read before asking: what the store answers then can only be newer, unless it goes back.
         mark = self._state.mark(row.share)
-        by, owner = row.owner_handle, kid_of(row.owner_public)
+        by = row.owner_handle
         with trace.step("capsule") as step:
-            found = await self._ask(row, key)
-            capsules = evidence.capsules(found, row, key)
+            found = await self._ask(row, mine)
+            signers = await self._owners.signers(row, found, self._clock.now)
+            keys = signers.keys if signers else {kid_of(row.owner_public): row.owner_public}
+            capsules = evidence.capsules(found.capsules, row, keys, mine)
             ends = max(capsule.exp for capsule in capsules.values())
-            step.note(f"{len(capsules)} signed by {row.owner_handle}", until=ends, by=by, signer=owner)
+            step.note(f"{len(capsules)} signed by {row.owner_handle}", until=ends, by=by)
         with trace.step("roster") as step:
-            roster, roster_hash = evidence.roster(found, row, mark)
+            roster, roster_hash = evidence.roster(found, row, keys, mark)
+            owner = roster.signer
+            if signers is not None:
+                self._owners.check_new(row, roster, roster_hash, mark, signers, self._clock.now)
+                await self._owners.note(row, roster, signers)
             step.note(f"roster {roster.seq}", since=roster.iat, until=roster.exp, by=by, signer=owner)
             if roster.seq > mark.roster_seq:
                 # Signed by the owner, so it has been seen, also if it says that this grant was revoked:
@@ -287,9 +301,11 @@ class Gate:
                 since=stamp.iat,
                 until=until,
             )
-        return _Proof(found, capsules, capsule, capsule_hash, roster, stamp.iat, now, until, mark)
+        return _Proof(found, capsules, capsule, capsule_hash, roster, stamp.iat, now, until, mark, keys)
 
-    async def _remember(self, row: ShareRow, key: EncryptionKey, trace: Trace, error: MeshkitError) -> _Proof:
+    async def _remember(
+        self, row: ShareRow, mine: Mapping[bytes, EncryptionKey], trace: Trace, error: MeshkitError
+    ) -> _Proof:
         """Go by the last proof of this share, where that may be: within an offline grace, or if it is ours.
 
         Nobody but this identity can take its own share from it, so what it knows of its own roster needs no
@@ -303,8 +319,9 @@ class Gate:
             raise error
         now = self._clock.now()
         try:
-            capsules = evidence.capsules(found, row, key)
-            roster, roster_hash = evidence.roster(found, row, mark)
+            keys = self._owners.known(row)
+            capsules = evidence.capsules(found.capsules, row, keys, mine)
+            roster, roster_hash = evidence.roster(found, row, keys, mark)
             capsule, capsule_hash = evidence.listed(capsules, roster, row)
             vouched = 0
             if not row.mine:
@@ -335,25 +352,36 @@ class Gate:
             ("freshness", f"not now ({error.detail}); {last_word}"),
         ):
             with trace.step(name) as step:
-                step.note(note, by=row.owner_handle, signer=kid_of(row.owner_public), until=until)
-        return _Proof(found, capsules, capsule, capsule_hash, roster, vouched, now, until, mark, error)
+                step.note(note, by=row.owner_handle, signer=roster.signer, until=until)
+        return _Proof(found, capsules, capsule, capsule_hash, roster, vouched, now, until, mark, keys, error)
 
-    async def _ask(self, row: ShareRow, key: EncryptionKey) -> ShareState:
+    async def _ask(self, row: ShareRow, kids: Iterable[bytes]) -> ShareState:
+        """Return where the share stands, with the capsules for any of the keys, the newest first.
+
+        Those for former keys are asked for afterwards: what the roster lists is there by then.
+        """
+        newest, *former = kids
         try:
             with trio.fail_after(METADATA_DEADLINE_S):
-                return await self._metadata.share_state(row.share, key.kid)
+                found = await self._metadata.share_state(row.share, newest)
+                for kid in former:
+                    more = await self._metadata.capsules(row.share, kid)
+                    found = replace(found, capsules=(*found.capsules, *more))
+                return found
         except trio.TooSlowError:
             raise MeshkitError("freshness_unproven", "no answer from the metadata store in time") from None
         except MeshkitError as error:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
 
-    def _unwrap(self, capsule: Capsule, capsule_hash: bytes, key: EncryptionKey) -> SecretBytes:
+    def _unwrap(
+        self, capsule: Capsule, capsule_hash: bytes, keys: Mapping[bytes, EncryptionKey]
+    ) -> SecretBytes:
         held = self._keys.setdefault(capsule.share, {})
         secret = held.get(capsule_hash)
         if secret is None:
             self.counters.unwraps += 1
-            secret = held[capsule_hash] = SecretBytes(open_capsule(capsule, key))
+            secret = held[capsule_hash] = SecretBytes(open_capsule(capsule, keys[capsule.to]))
         return secret
 
     async def _head(

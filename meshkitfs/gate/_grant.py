@@ -67,8 +67,8 @@ class Grant:
 
     __slots__ = (
         "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "caveats", "deadline",
-        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "proved", "rights", "roster",
-        "unproven",
+        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "owner", "proved", "rights",
+        "roster", "unproven",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +95,8 @@ class Grant:
         # used.
         self.one_open = False
         self.expires = capsule.exp
+        # The keys that the owner of the share has or had: kid to public key.
+        self.owner: Mapping[bytes, bytes] = {}
         self.fresh_until = 0
         # When the metadata store last vouched for it (UNIX seconds), and why it does not now; None: it does.
         self.proved = 0
@@ -194,6 +196,13 @@ class Grant:
             raise MeshkitError("right_not_granted", "a snapshot cannot be written")
         return ver_key(self._secret().view, self.capsule.oid, self.capsule.epoch, version)
 
+    @property
+    def owner_now(self) -> Mapping[bytes, bytes]:
+        """The keys of the owner, by kid, that speak for the share now: the roster's, and what came later."""
+        kids = list(self.owner)
+        at = kids.index(self.roster.signer)
+        return {kid: self.owner[kid] for kid in kids[at:]}
+
     def epoch_key(self) -> bytes:
         """Return a copy of the share's epoch key, to wrap it for somebody else; the caller wipes it.
 
@@ -215,6 +224,7 @@ def make_grant(
     older: Callable[[int], SecretBytes],
     withheld: Mapping[str, MeshkitError],
     one_open: bool,
+    owner: Mapping[bytes, bytes],
     lists: tuple[bytes, ...],
     caveats: tuple[dict[str, Any], ...],
 ) -> Grant:
@@ -223,7 +233,7 @@ def make_grant(
     ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
     epoch key of an earlier epoch from an older capsule of the same recipient. ``withheld`` are rights of the
     capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again;
-    ``lists`` and ``caveats`` say what it rests on. For the gate.
+    ``owner`` are the owner's keys, ``lists`` and ``caveats`` say what it rests on. For the gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
@@ -236,6 +246,7 @@ def make_grant(
     grant.one_open = one_open
     grant.fresh_until = proofs["freshness_unproven"]
     grant._older = older
+    grant.owner = owner
     grant.lists = lists
     grant.caveats = caveats
     return grant

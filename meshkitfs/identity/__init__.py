@@ -6,18 +6,23 @@ directory is reached over a protocol with two methods, which a metadata home ful
 
 from meshkitfs.identity._directory import Directory, Standing, publish, standing
 from meshkitfs.identity._exchange import PREFIX, from_text, to_text, verification_code
-from meshkitfs.identity._files import load_identity, save_identity, write_atomically
+from meshkitfs.identity._files import Sealer, load_identity, save_identity, write_atomically
 from meshkitfs.identity._identity import (
     LIFETIME,
     Identity,
     IdentityReport,
+    Pending,
     check_handle,
     create_identity,
     open_identity,
-    renewed,
+    prepared,
+    promoted,
+    renewal_due,
     report,
     seal_identity,
 )
+from meshkitfs.identity._rotation import Holder, settle
+from meshkitfs.identity._signers import Signer, Signers
 from meshkitfs.identity.contacts import Contact, ContactBook, ContactStore, Trust
 
 __all__ = [
@@ -27,8 +32,13 @@ __all__ = [
     "ContactBook",
     "ContactStore",
     "Directory",
+    "Holder",
     "Identity",
     "IdentityReport",
+    "Pending",
+    "Sealer",
+    "Signer",
+    "Signers",
     "Standing",
     "Trust",
     "check_handle",
@@ -36,11 +46,14 @@ __all__ = [
     "from_text",
     "load_identity",
     "open_identity",
+    "prepared",
+    "promoted",
     "publish",
-    "renewed",
+    "renewal_due",
     "report",
     "save_identity",
     "seal_identity",
+    "settle",
     "standing",
     "to_text",
     "verification_code",

@@ -41,7 +41,15 @@ async def publish(identity: Identity, directory: Directory) -> None:
     except MeshkitError as error:
         if error.code != "metadata_unauthorized":
             raise
-        # A service answers its members only, and publishing is how one becomes one.
+        # A service answers its members only, and publishing is how one becomes one. It knows a member by the
+        # newest key: one that has forgotten the last record (it was restored from a backup) is given that.
+        if len(identity.chain) > 1:
+            try:
+                await directory.publish_identity(identity.handle, identity.record)
+                return
+            except MeshkitError as last:
+                if last.code not in ("metadata_unauthorized", "invalid_record", "identity_handle_taken"):
+                    raise
         there = []
     where = _compare(list(identity.chain), there)
     if where == "other":

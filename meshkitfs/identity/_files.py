@@ -7,8 +7,15 @@ import secrets
 from pathlib import Path
 from typing import Final
 
+from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
-from meshkitfs.identity._identity import Identity, open_identity, seal_identity
+from meshkitfs.identity._identity import (
+    Identity,
+    open_identity,
+    seal_identity,
+    seal_identity_with,
+    sealing_key,
+)
 
 _MAX_BYTES: Final = 4 << 20
 
@@ -19,6 +26,30 @@ def save_identity(path: Path, identity: Identity, wrapping: bytes) -> None:
     Raises OSError if the directory does not take it; the old file then stands.
     """
     write_atomically(path, seal_identity(identity, wrapping))
+
+
+class Sealer:
+    """Saves an identity while its home is unlocked, with a key that opens nothing but that file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._key: SecretBytes | None = None
+
+    def unlock(self, wrapping: bytes) -> None:
+        """Take the key from the key vault's secret."""
+        self._key = SecretBytes(sealing_key(wrapping))
+
+    def lock(self) -> None:
+        """Forget the key; may be called again."""
+        if self._key is not None:
+            self._key.wipe()
+            self._key = None
+
+    def __call__(self, identity: Identity) -> None:
+        """As `save_identity`. Raises ``identity_locked``."""
+        if self._key is None:
+            raise MeshkitError("identity_locked", "run 'meshkitfs unlock'")
+        write_atomically(self._path, seal_identity_with(identity, self._key.view))
 
 
 def load_identity(path: Path, wrapping: bytes) -> Identity:

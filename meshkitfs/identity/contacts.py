@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Protocol, get_args
 
-from meshkitfs.core.identity_record import IdentityRecord, verify_chain
+from meshkitfs.core.identity_record import IdentityRecord, verify_chain, verify_links
 from meshkitfs.core.keys import did_key, fingerprint
 from meshkitfs.core.records import record_hash
 from meshkitfs.errors import MeshkitError
@@ -45,7 +45,9 @@ class Contact:
     """One person: the newest record (signed blob) that is trusted, and how it came to be.
 
     ``first_seen`` is UNIX seconds. ``evidence`` is the record that blocked the contact, if any: kept so that
-    the attempt can be shown.
+    the attempt can be shown. ``before`` are the records that lead to ``record``, as far as they are known
+    here, oldest first; ``key_changed`` is when this home followed them to another key (UNIX seconds, 0 for
+    never).
     """
 
     handle: str
@@ -53,6 +55,13 @@ class Contact:
     trust: Trust
     first_seen: int
     evidence: bytes | None = dataclasses.field(default=None, repr=False)
+    before: tuple[bytes, ...] = dataclasses.field(default=(), repr=False)
+    key_changed: int = 0
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """Every record of theirs that is known here, oldest first: a chain, or the end of one."""
+        return (*self.before, self.record)
 
     @property
     def public(self) -> IdentityRecord:
@@ -73,6 +82,7 @@ class Contact:
             "did": did_key(public.root),
             "first_seen": self.first_seen,
             "valid_until": public.exp,
+            "key_changed": self.key_changed or None,
         }
 
 
@@ -86,6 +96,9 @@ class ContactBook:
 
     def __init__(self, own_root: bytes, store: ContactStore, directory: Directory) -> None:
         self._own_root = own_root
+        self._own_roots = {own_root}
+        # What was read last, for those who may not wait for the disk. Nobody else writes to the store.
+        self._remembered: dict[str, Contact | None] = {}
         self._store = store
         self._directory = directory
 
@@ -93,6 +106,17 @@ class ContactBook:
         """Return the contact as it is known here, without asking anybody."""
         row = self._store.contact_row(handle)
         return None if row is None else _from_row(handle, row)
+
+    def remembered(self, handle: str) -> Contact | None:
+        """As `get`, from memory where possible."""
+        if handle not in self._remembered:
+            self._remembered[handle] = self.get(handle)
+        return self._remembered[handle]
+
+    def own(self, root: bytes) -> None:
+        """This person's own root key is another from now on; the ones before stay theirs."""
+        self._own_root = root
+        self._own_roots.add(root)
 
     def list(self) -> list[Contact]:
         """Return all contacts, blocked ones too, by name."""
@@ -108,16 +132,27 @@ class ContactBook:
     async def meet(self, record: bytes, now: int) -> Contact:
         """Return the contact who sent ``record`` (a signed blob, as in a letter); pins one never seen before.
 
-        Raises ``contact_key_changed`` if the record is of another key than the one trusted for that name.
+        It may be an older one of theirs: a letter can wait for long. Raises ``contact_key_changed`` if the
+        record is of another key than the one trusted for that name.
         """
         sent = IdentityRecord.parse_self_signed(record)
         contact = await self._look_up(sent.handle, now)
         if contact is None:
             self._require_other(sent)
             return self._keep(_valid_now(Contact(sent.handle, record, "pinned", now), now))
-        if contact.public.root != sent.root:
-            raise _changed(contact, "sent a record of another key than the one trusted for that name")
+        if record not in contact.chain and contact.public.root != sent.root:
+            further = _continued(contact, record, now)
+            if further is None:
+                raise _changed(contact, "sent a record of another key than the one trusted for that name")
+            contact = self._keep(further)
         return _valid_now(contact, now)
+
+    async def follow(self, handle: str, now: int) -> Contact | None:
+        """Return the contact after hearing the directory, also one whose record has run out; None if unknown.
+
+        For records that are signed already. Nobody is pinned by this. Raises as `resolve`.
+        """
+        return await self._look_up(handle, now) if self.get(handle) is not None else None
 
     def add(self, given: bytes | str, now: int, *, replace: bool = False) -> Contact:
         """Pin a record that the person got by hand: a signed blob or its text form.
@@ -132,10 +167,15 @@ class ContactBook:
         known = self.get(public.handle)
         if known is None or known.trust == "blocked":
             return self._keep(new)
+        if record in known.chain:
+            return known
+        further = _continued(known, record, now)
+        if further is not None:
+            return self._keep(further)
         if known.public.root == public.root:
             if public.seq <= known.public.seq:
                 return known
-            return self._keep(dataclasses.replace(known, record=record))
+            return self._keep(dataclasses.replace(known, record=record, before=()))
         if replace:
             return self._keep(new)
         raise _changed(known, "has another key here; if that one is lost for good, replace it")
@@ -164,10 +204,11 @@ class ContactBook:
         if known is None:
             newest = _newest(handle, chain)
             self._require_other(newest)
-            return self._keep(_valid_now(Contact(handle, chain[-1], "pinned", now), now))
+            new = Contact(handle, chain[-1], "pinned", now, before=tuple(chain[:-1]))
+            return self._keep(_valid_now(new, now))
         try:
             newest = _newest(handle, chain)
-            follows = _follows(known, chain, newest)
+            follows = _follows(known, chain)
         except MeshkitError:
             # Served garbage says nothing about the contact; a self-consistent record of another key does.
             if not _is_other_key(known, chain[-1]):
@@ -175,8 +216,8 @@ class ContactBook:
             follows = False
         if not follows:
             raise _changed(self._block(known, chain), "has another key in the directory")
-        if newest.seq > known.public.seq:
-            return self._keep(dataclasses.replace(known, record=chain[-1]))
+        if newest.seq > known.public.seq or len(chain) > len(known.chain):
+            return self._keep(_advanced(known, chain, now))
         return known
 
     def _unblocked_or_unknown(self, handle: str) -> Contact | None:
@@ -192,7 +233,7 @@ class ContactBook:
         return contact
 
     def _require_other(self, record: IdentityRecord) -> None:
-        if record.root == self._own_root:
+        if record.root in self._own_roots:
             raise MeshkitError("invalid_argument", f"{record.handle!r} is this identity itself")
 
     def _block(self, contact: Contact, chain: Sequence[bytes]) -> Contact:
@@ -200,6 +241,7 @@ class ContactBook:
 
     def _keep(self, contact: Contact) -> Contact:
         self._store.set_contact_row(contact.handle, _to_row(contact))
+        self._remembered[contact.handle] = contact
         return contact
 
 
@@ -210,14 +252,34 @@ def _newest(handle: str, chain: Sequence[bytes]) -> IdentityRecord:
     return newest
 
 
-def _follows(known: Contact, chain: Sequence[bytes], newest: IdentityRecord) -> bool:
-    """Whether a verified chain is the pinned record's own: contains it, or is an earlier state of it."""
-    pinned = known.public
-    if newest.seq >= pinned.seq:
-        # The seq is the place in the chain, so the pinned record has exactly one place to be.
-        return chain[pinned.seq] == known.record
-    # A directory that lags or was restored. What is pinned is newer, and stays.
-    return newest.root == pinned.root or record_hash(chain[-1]) == pinned.prev
+def _follows(known: Contact, chain: Sequence[bytes]) -> bool:
+    """Whether a verified chain is the contact's own: continues what is known of it, or is the beginning."""
+    first = IdentityRecord.parse_self_signed(known.chain[0])
+    # The seq is the place in the chain, so each known record has exactly one place to be.
+    if len(chain) > first.seq:
+        return all(map(bytes.__eq__, chain[first.seq :], known.chain))
+    # A directory that lags, hides or was restored, by more than is known here. What is pinned stays.
+    last = IdentityRecord.parse_self_signed(chain[-1])
+    return last.root == first.root or record_hash(chain[-1]) == first.prev
+
+
+def _advanced(known: Contact, chain: Sequence[bytes], now: int) -> Contact:
+    """Return the contact with the records of a verified chain that continues what is known."""
+    new = dataclasses.replace(known, record=chain[-1], before=tuple(chain[:-1]))
+    old_keys = (known.public.root, known.public.sig, known.public.enc)
+    if (new.public.root, new.public.sig, new.public.enc) != old_keys:
+        new = dataclasses.replace(new, key_changed=now)
+    return new
+
+
+def _continued(known: Contact, record: bytes, now: int) -> Contact | None:
+    """Return the contact with ``record`` as the next of their chain; None if it is not."""
+    chain = (*known.chain, record)
+    try:
+        verify_links(chain)
+    except MeshkitError:
+        return None
+    return _advanced(known, chain, now)
 
 
 def _is_other_key(known: Contact, record: bytes) -> bool:
@@ -248,6 +310,8 @@ def _to_row(contact: Contact) -> str:
             "trust": contact.trust,
             "first_seen": contact.first_seen,
             "evidence": None if contact.evidence is None else to_text(contact.evidence),
+            "before": [to_text(record) for record in contact.before],
+            "key_changed": contact.key_changed,
         }
     )
 
@@ -262,6 +326,9 @@ def _from_row(handle: str, row: str) -> Contact:
             trust=fields["trust"],
             first_seen=int(fields["first_seen"]),
             evidence=None if evidence is None else from_text(evidence),
+            # Rows of earlier versions have neither.
+            before=tuple(map(from_text, fields.get("before", ()))),
+            key_changed=int(fields.get("key_changed", 0)),
         )
         if contact.public.handle != handle or contact.trust not in get_args(Trust):
             raise ValueError

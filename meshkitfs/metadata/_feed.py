@@ -81,7 +81,8 @@ class Feed:
         clock: Callable[[], float] = _now,
     ) -> None:
         self._ask = ask
-        self._mailbox = mailbox
+        # Whose letters are watched for; another one counts from the next request on.
+        self.mailbox = mailbox
         self.clock = clock
         self.mail = 0
         self._moved = 0
@@ -166,7 +167,7 @@ class Feed:
         sent, first = self.clock(), self._cursor is None
         body = {
             "shares": [b64(share) for share in sorted(self._asking)],
-            "mailbox": b64(self._mailbox),
+            "mailbox": b64(self.mailbox),
             "after": self._cursor,
             "wait": 0 if first else WAIT_S,
         }

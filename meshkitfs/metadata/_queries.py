@@ -129,9 +129,23 @@ def standing(db: Connection, share: bytes) -> Standing:
     owner, roster = b"", None
     if found is not None:
         owner, roster = found[0], Roster.parse(found[1], {kid_of(found[0]): found[0]})
+    owner, former = _owner_now(db, owner)
     query = "SELECT ver, hash FROM heads WHERE share = ? ORDER BY ver DESC LIMIT 1"
     ver, head_hash = row(db, query, share) or (0, b"")
-    return Standing(owner, roster, ver, head_hash)
+    return Standing(owner, former, roster, ver, head_hash)
+
+
+def _owner_now(db: Connection, owner: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """The key that signs for whom ``owner`` is a key of, and those it has replaced.
+
+    Only root keys count, which have signed their record themselves: anybody can name another's key in one.
+    """
+    handle = handle_of(db, kid_of(owner)) if owner else None
+    records = [IdentityRecord.parse_self_signed(blob) for blob in chain(db, handle)] if handle else []
+    if not any(record.root == owner for record in records):
+        return owner, ()
+    newest = records[-1].sig
+    return newest, tuple({record.root: None for record in records if record.root != newest})
 
 
 def publish(db: Connection, publication: Publication) -> int:
@@ -164,7 +178,7 @@ def publish(db: Connection, publication: Publication) -> int:
             publication.head,
         )
         stored += len(publication.head)
-    _rules.check_capsules(publication, owner)
+    _rules.check_capsules(publication, owner, before.former, roster.epoch if roster is not None else 0)
     for kid, capsule_id, blob in publication.capsules:
         query = "INSERT INTO capsules (share, kid, id, blob) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if db.run(query, publication.share, kid, capsule_id, blob):

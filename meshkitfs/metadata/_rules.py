@@ -30,9 +30,14 @@ ROSTER_TYPE = "mk/roster@1"
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a share stands: its owner's key, its newest roster, its newest head (0 and b"" before one)."""
+    """Where a share stands: its owner's key, its newest roster, its newest head (0 and b"" before one).
+
+    ``owner`` is the key that may sign now, which need not be the one that signed the newest roster;
+    ``former`` are the ones that it has replaced.
+    """
 
     owner: bytes = b""
+    former: tuple[bytes, ...] = ()
     roster: Roster | None = None
     head_ver: int = 0
     head_hash: bytes = b""
@@ -60,7 +65,7 @@ def check_roster(publication: Publication, blob: bytes, standing: Standing) -> t
     """Return the owner's key and the roster, if it may follow. Raises invalid_record.
 
     The first roster of a share says who the owner is: the one of its writers who signed it. Every later
-    one must be signed by the same key.
+    one must be signed by the same key, or the newest one of its identity's chain.
     """
     owner = standing.owner or _first_owner(blob)
     roster = Roster.parse(blob, {kid_of(owner): owner})
@@ -95,11 +100,19 @@ def check_head(publication: Publication, blob: bytes, roster: Roster | None, sta
         raise MeshkitError("invalid_record", "the head does not follow the one it replaces")
 
 
-def check_capsules(publication: Publication, owner: bytes) -> None:
-    """Accept capsules that the share's owner signed for this share. Raises invalid_record."""
+def check_capsules(
+    publication: Publication, owner: bytes, former: Sequence[bytes] = (), epoch: int = 0
+) -> None:
+    """Accept capsules that the share's owner signed for this share. Raises invalid_record.
+
+    What a key of before has signed is from an epoch before the newest, ``epoch``.
+    """
     keys = {kid_of(owner): owner} if owner else {}  # without a roster nobody may grant anything
+    all_keys = keys | {kid_of(key): key for key in former}
     for kid, capsule_id, blob in publication.capsules:
-        capsule = Capsule.parse(blob, keys)
+        capsule = Capsule.parse(blob, all_keys)
+        if capsule.frm not in keys and capsule.epoch >= epoch:
+            raise MeshkitError("invalid_record", "a capsule signed with a key that its owner has replaced")
         if (capsule.share, capsule.to, capsule.id) != (publication.share, kid, capsule_id):
             raise MeshkitError("invalid_record", "the capsule's share, recipient or id is another one")
 
@@ -108,7 +121,8 @@ def check_retention(share: bytes, blob: bytes, old: bytes | None, standing: Stan
     """Return the retention record if it may follow ``old``. Raises invalid_record, head_conflict."""
     keys = {kid_of(standing.owner): standing.owner} if standing.owner else {}
     record = Retention.parse(blob, keys)
-    before = Retention.parse(old, keys) if old is not None else None
+    all_keys = keys | {kid_of(key): key for key in standing.former}
+    before = Retention.parse(old, all_keys) if old is not None else None
     if record.share != share:
         raise MeshkitError("invalid_record", "the retention record of another share")
     seq = before.seq if before is not None else 0
@@ -150,7 +164,8 @@ def check_identity(handle: str, chain: Sequence[bytes], record: bytes) -> Identi
         parsed = verify_chain([*chain, record])
     except MeshkitError:
         if chain:
-            verify_chain([record])
+            if IdentityRecord.parse_self_signed(record).seq:
+                raise MeshkitError("invalid_record", "the record does not follow the newest one") from None
             raise MeshkitError("identity_handle_taken", f"{handle!r} belongs to somebody else") from None
         raise
     if parsed.handle != handle:

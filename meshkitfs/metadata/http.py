@@ -8,7 +8,7 @@ reported, and never taken instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -46,6 +46,7 @@ _PUBLISH_DEADLINE_S: Final = 12.0
 # More would not fit the deadline of anybody who asks, and a service must not fill the memory with them.
 _HEADS_MAX: Final = 100_000
 _PAGES_MAX: Final = 1000
+_NOT_A_MEMBER: Final = 401
 
 
 class KeyPin(Protocol):
@@ -61,7 +62,8 @@ class HttpMetadata:
     """A `Metadata` at a URL. Belongs to one run of trio; `run` and `aclose` are called in it.
 
     ``signing`` gives the identity's signing key, or raises why it cannot be had. ``mailbox`` is the kid whose
-    letters are watched for. ``join`` gives what a newcomer shows to be taken in. ``clock`` is UNIX seconds.
+    letters are watched for. ``join`` gives what a newcomer shows to be taken in. ``steady`` returns when no
+    change of the identity's keys is under way. ``clock`` is UNIX seconds.
     Raises invalid_config for an unusable address or TLS file.
     """
 
@@ -75,9 +77,12 @@ class HttpMetadata:
         tls: Tls | None = None,
         uds: Path | None = None,
         join: Callable[[], Secret | None] | None = None,
+        steady: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         auth = SignatureAuth(signing, clock)
+        self._signing = signing
+        self._steady = steady
         self._endpoint = Endpoint(url, _CODES, auth=auth, limits=_LIMITS, tls=tls, uds=uds)
         # A poll that hangs must neither be in the way of other requests nor make the service look dead.
         self._polling = Endpoint(url, _CODES, auth=auth, limits=_FEED_LIMITS, tls=tls, uds=uds)
@@ -374,9 +379,14 @@ class HttpMetadata:
         """Return the reply if it has the status that was ``wanted``; else raise what it means."""
         if self._closed:
             raise MeshkitError("metadata_unavailable", f"{self.name}: closed")
-        reply = await (over or self._endpoint).request(
-            method, path, accept={wanted, *answers.ANSWERED}, last=answers.LAST, **options
-        )
+        endpoint, signer = over or self._endpoint, self._signing().kid
+        accept = {wanted, *answers.ANSWERED}
+        reply = await endpoint.request(method, path, accept=accept, last=answers.LAST, **options)
+        if reply.status == _NOT_A_MEMBER and self._steady is not None:
+            # The service knows the newest key only: a request may have met it just as that changed.
+            await self._steady()
+            if self._signing().kid != signer:
+                reply = await endpoint.request(method, path, accept=accept, last=answers.LAST, **options)
         if reply.status != wanted:
             raise answers.refusal(reply, codes, self.name)
         return reply

@@ -16,14 +16,14 @@ import trio
 from meshkitfs.core.capability import LETTER_MAGIC as TOKEN_MAGIC
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
-from meshkitfs.core.keys import kid_of, ver_key
+from meshkitfs.core.keys import EncryptionKey, kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
 from meshkitfs.core.secret_memory import wipe
 from meshkitfs.core.ticket import MAGIC as CLAIM_MAGIC
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import QUARANTINED, Grant
-from meshkitfs.identity import Contact, ContactBook, Identity
+from meshkitfs.identity import Contact, ContactBook, Identity, Signers
 from meshkitfs.metadata import Publication
 from meshkitfs.providers import Usage
 from meshkitfs.shares._events import RosterOverdue
@@ -35,8 +35,10 @@ from meshkitfs.shares._granting import (
     make_roster,
     own_grant,
 )
+from meshkitfs.shares._hearing import Hearing
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
 from meshkitfs.shares._publishing import publish
+from meshkitfs.shares._retaining import resign_retention
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.state import Mark, Member, ShareRow
@@ -83,6 +85,7 @@ class ShareBook:
         # One change of a roster at a time: each is built on the one before.
         self._rosters = trio.Lock()
         self._next_look = 0
+        self._hearing = Hearing(identity, contacts)
 
     def find(self, name: str) -> Share:
         """Return a share by the name it has here. Raises ``share_not_found``."""
@@ -236,6 +239,7 @@ class ShareBook:
         async with self._rosters:
             grant = await share.use("reshare", current=True)
             standing = self._standing(share, grant.roster)
+            await self._hearing.hear(standing, self._now)
             gone = [old for old in standing if old.handle == recipient]
             if not gone:
                 raise MeshkitError("not_shared", f"'{share.name}' is not shared with '{recipient}'")
@@ -244,6 +248,8 @@ class ShareBook:
 
     async def renew_rosters(self) -> None:
         """Shut out those whose time is over, and sign rosters anew before they run out; cheap to call often.
+
+        Also where a member, or the owner, has other keys than the roster was made for.
 
         Of this home's own shares, also those that nobody has opened since it was mounted. What cannot be done
         is said (`Share.roster_problem`, `RosterOverdue`) and tried again.
@@ -264,7 +270,10 @@ class ShareBook:
             share.roster_until = roster.exp
         # Of a share that this device has not opened yet nothing is known, so it is looked at.
         due = share.roster_until - self._now < ROSTER_RENEW_S
-        outlived = roster is not None and share.tree is not None and self._outlived(share, roster)
+        outlived = False
+        if roster is not None and share.tree is not None:
+            await self._hearing.hear(self._standing(share, roster), self._now)
+            outlived = self._outdated(share, roster)
         if not due:
             share.roster_problem = None
         if (not due and not outlived) or self._now < share.roster_again:
@@ -296,6 +305,19 @@ class ShareBook:
         if first:
             self._services.emit(RosterOverdue(share.name, problem))
 
+    async def resign(self, share: Share) -> bool:
+        """Sign ``share`` with this identity's newest keys, if it is not; returns whether that was to be done.
+
+        It begins a new epoch: whoever had an old encryption key of the owner's has the keys up to now.
+        """
+        self._mine(share)
+        async with self._rosters:
+            grant = await share.use("reshare", current=True)
+            if not self._outdated(share, grant.roster):
+                return False
+            await self._turn(share)
+            return True
+
     def standing(self, share: Share) -> list[Member]:
         """Return the grants of ``share`` that are in force, as far as is known without asking anybody."""
         if share.grant is not None:
@@ -312,7 +334,8 @@ class ShareBook:
         members = self._services.state.members(share.row.share)
         standing = [m for m in members if m.capsule_hash in roster.caps and m.expires > self._now]
         me = self._identity()
-        if share.grant is not None and all(m.encryption_kid != me.encryption.kid for m in standing):
+        mine = {key.kid for key in me.encryption_keys}
+        if share.grant is not None and not any(m.encryption_kid in mine for m in standing):
             # This device's memory is older than the owner's own capsule (it was restored from a backup).
             # A roster without the owner would close the share for good.
             standing.append(own_grant(share.grant, me))
@@ -325,10 +348,22 @@ class ShareBook:
             m.grant == "live" and m.capsule_hash in roster.caps and m.expires <= self._now for m in members
         )
 
+    def _outdated(self, share: Share, roster: Roster) -> bool:
+        """Whether ``roster`` lists a grant that has run out, or was made for keys that are replaced."""
+        return (
+            self._outlived(share, roster)
+            or roster.signer != self._identity().signing.kid
+            or any(self._hearing.changed(member) for member in self._standing(share, roster))
+        )
+
     async def _turn(self, share: Share) -> Grant:
-        """Return a grant to share with, after those whose time is over were shut out. Holds ``_rosters``."""
+        """Return a grant to share with, in which everything is of today: those whose time is over are shut
+        out, and all keys are the newest. Holds ``_rosters``."""
         grant = await share.use("reshare", current=True)
-        if self._outlived(share, grant.roster):
+        await self._hearing.hear(self._standing(share, grant.roster), self._now)
+        if self._outdated(share, grant.roster):
+            if grant.roster.signer != self._identity().signing.kid:
+                await resign_retention(share, grant)
             await self._rekey(share, grant, self._standing(share, grant.roster))
             grant = await share.use("reshare", current=True)
         return grant
@@ -338,15 +373,15 @@ class ShareBook:
         me, key = self._identity(), os.urandom(32)
         # Above epochs that a restored metadata store has forgotten, too: a number means one key for good.
         epoch = 1 + max(grant.roster.epoch, *(capsule.epoch for _, capsule in self._remembered(share)), 0)
-        fresh = {
-            old.capsule_id: make_member(
-                me, self._now, share.row.share, share.row.oid, DIR, key, "live",
-                self._terms(share, old), handle=old.handle,
-                to=old.encryption_public, signing=old.signing_public, epoch=epoch, seq=grant.roster.seq + 1,
-            )
-            for old in kept
-            if old.grant == "live"
-        }  # fmt: skip
+        fresh = {}
+        for old in kept:
+            if old.grant == "live":
+                to, signing = self._hearing.keys_of(old)
+                fresh[old.capsule_id] = make_member(
+                    me, self._now, share.row.share, share.row.oid, DIR, key, "live",
+                    self._terms(share, old), handle=old.handle,
+                    to=to, signing=signing, epoch=epoch, seq=grant.roster.seq + 1,
+                )  # fmt: skip
         members = [fresh.get(old.capsule_id, old) for old in kept]
         try:
             await self._publish(share, grant, members, list(fresh.values()), key, epoch)
@@ -355,9 +390,9 @@ class ShareBook:
 
     def _terms(self, share: Share, member: Member) -> Terms:
         """Return what a grant of ``share`` says, to grant it again."""
-        pol, owner = None, share.row.owner_public
+        pol = None
         if member.policy:
-            pol = Capsule.parse(member.blob, {kid_of(owner): owner}).pol
+            pol = Capsule.parse(member.blob, Signers(self._identity().chain).keys).pol
         grace = grace_of(member)
         return Terms(
             member.rights, member.expires, member.policy, member.vault, member.capability, pol, grace
@@ -398,9 +433,9 @@ class ShareBook:
 
     def _remembered(self, share: Share) -> list[tuple[Member, Capsule]]:
         """Return the live grants of ``share`` that this device has made, also those that ended."""
-        owner = share.row.owner_public
+        owner = Signers(self._identity().chain).keys
         return [
-            (member, Capsule.parse(member.blob, {kid_of(owner): owner}))
+            (member, Capsule.parse(member.blob, owner))
             for member in self._services.state.members(share.row.share)
             if member.grant == "live" and member.blob
         ]
@@ -437,7 +472,7 @@ class ShareBook:
                 # The newest head must be signed by a writer of the newest roster, so it is replaced with it.
                 again = key or grant.epoch_key()
                 try:
-                    await share.rotate(again, roster.epoch, publication)
+                    await share.rotate(again, roster.epoch, publication, roster.writers)
                 finally:
                     wipe(again)
         except MeshkitError:
@@ -468,11 +503,11 @@ class ShareBook:
         me = self._identity()
         held = {share.row.ref for share in self.shares.values()}
         found, unreadable = [], 0
-        for letter_id, blob in await self._services.metadata.letters(me.encryption.kid):
+        for key, letter_id, blob in await self._letters(me):
             if blob.startswith((CLAIM_MAGIC, TOKEN_MAGIC)):
                 continue  # no letter: a claim (see `Welcome`), or a capability token (see `Tokens`)
             try:
-                letter = open_letter(me.encryption, blob)
+                letter = open_letter(key, blob)
             except MeshkitError:
                 unreadable += 1
                 continue
@@ -481,6 +516,15 @@ class ShareBook:
             ref = offer.id if offer.grant == "snapshot" else offer.share
             found.append(Invitation(letter_id.hex()[:8], letter_id, letter, ref in held))
         return found, unreadable
+
+    async def _letters(self, me: Identity) -> list[tuple[EncryptionKey, bytes, bytes]]:
+        """Return the letters to each key of this identity: not everybody has heard of the newest."""
+        metadata = self._services.metadata
+        return [
+            (key, letter_id, blob)
+            for key in reversed(me.encryption_keys)
+            for letter_id, blob in await metadata.letters(key.kid)
+        ]
 
     async def accept(self, wanted: str, name: bytes | None = None) -> Share:
         """Take an invitation: by its id (or at least 4 characters of it), or by an unmistakable name.
@@ -493,18 +537,20 @@ class ShareBook:
         offer, sender = letter.offer, letter.sender
         assert offer is not None  # open_letter sets both
         assert sender is not None
-        await self._contacts().meet(letter.owner_record, self._now)
+        contact = await self._contacts().meet(letter.owner_record, self._now)
+        # Not the key in the letter, which may be an old one: whoever has that is the owner no more.
+        owner = contact.public.sig
         ref = offer.id if offer.grant == "snapshot" else offer.share
         row = ShareRow(
             ref, offer.share, offer.oid, self._free_name(name, letter, sender.handle), offer.kind,
-            offer.grant, sender.sig, sender.handle, sender.sig == me.signing.public, letter.mode,
+            offer.grant, owner, sender.handle, owner == me.signing.public, letter.mode,
             letter.mtime * 1_000_000_000, self._now,
         )  # fmt: skip
         held = next((share for share in self.shares.values() if share.row.ref == ref), None)
         if held is None:
             await trio.to_thread.run_sync(self._services.state.add_share, row)
             held = self.shares[row.name] = Share(row, self._services)
-        await self._services.metadata.delete_letter(me.encryption.kid, found.letter_id)
+        await self._services.metadata.delete_letter(offer.to, found.letter_id)
         return held
 
     async def decline(self, wanted: str) -> Invitation:
@@ -513,7 +559,9 @@ class ShareBook:
         What was accepted already stays. Raises ``letter_not_found``.
         """
         found = await self._invitation(wanted)
-        await self._services.metadata.delete_letter(self._identity().encryption.kid, found.letter_id)
+        offer = found.letter.offer
+        assert offer is not None  # open_letter sets it
+        await self._services.metadata.delete_letter(offer.to, found.letter_id)
         return found
 
     async def _invitation(self, wanted: str) -> Invitation:
@@ -559,17 +607,33 @@ class ShareBook:
             raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
         old = services.state.mark(row.share)
         await trio.to_thread.run_sync(services.state.forget_mark, row.share)
+        epoch = await self._take_as_seen(share) if row.mine else 0
         # What was given up since is not in the restored store, and its next record is numbered after that.
         share.history.retention = None
         if row.mine:
-            await self._give_back_keys(share)
+            await self._give_back_keys(share, epoch)
         _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
         if not share.dirty:
             share.forget_tree()
         await share.use("list", current=True)
         return old
 
-    async def _give_back_keys(self, share: Share) -> None:
+    async def _take_as_seen(self, share: Share) -> int:
+        """Note the roster of a share of one's own as seen, whichever of one's keys has signed it; its epoch.
+
+        A store that was restored may have nothing newer than what a key of before has signed: for the owner
+        alone that is good enough to sign it anew.
+        """
+        services, row = self._services, share.row
+        blob = await services.metadata.roster(row.share)
+        if blob is None:
+            return 0
+        roster = Roster.parse(blob, Signers(self._identity().chain).keys)
+        seen = Mark(roster_seq=roster.seq, roster_hash=record_hash(blob))
+        await trio.to_thread.run_sync(services.state.raise_mark, row.share, seen)
+        return roster.epoch
+
+    async def _give_back_keys(self, share: Share, epoch: int) -> None:
         """Publish again the capsules that the store has forgotten, for those who have access.
 
         No roster lists them, so they open nothing new. But what is not published yet, here and in the homes
@@ -577,7 +641,11 @@ class ShareBook:
         """
         grants = self._remembered(share)
         standing = {member.encryption_kid for member, _ in grants if not member.revoked}
+        # Of a key of before, the store takes only what is from before the epoch it shows.
+        now = self._identity().signing.kid
         capsules = [
-            (m.encryption_kid, m.capsule_id, m.blob) for m, _ in grants if m.encryption_kid in standing
+            (m.encryption_kid, m.capsule_id, m.blob)
+            for m, capsule in grants
+            if m.encryption_kid in standing and (capsule.frm == now or capsule.epoch < epoch)
         ]
         await publish(self._services, Publication(share.row.share, capsules=tuple(capsules)))

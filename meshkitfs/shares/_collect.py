@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from meshkitfs.core.capsule import Capsule
 from meshkitfs.core.cid import cid_text
-from meshkitfs.core.keys import kid_of
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Grant
 from meshkitfs.shares._asking import in_time
@@ -147,9 +146,8 @@ class _Collector:
             raise MeshkitError(
                 "gc_unsafe", "there are grants of this share that this device does not remember"
             )
-        keys = {kid_of(row.owner_public): row.owner_public}
         return {
-            Capsule.parse(m.blob, keys).root: f"'{m.target}' granted to {m.handle}"
+            Capsule.parse(m.blob, grant.owner).root: f"'{m.target}' granted to {m.handle}"
             for m in members
             if m.grant == "snapshot"
             and m.expires > services.wall()

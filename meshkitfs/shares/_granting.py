@@ -85,9 +85,13 @@ def own_grant(grant: Grant, me: Identity) -> Member:
     """Return the owner's own grant of a share, as its capsule says."""
     capsule = grant.capsule
     return Member(
-        capsule.share, me.handle, capsule.id, grant.capsule_hash, me.encryption.kid, me.encryption.public,
+        capsule.share, me.handle, capsule.id, grant.capsule_hash, capsule.to, _public(me, capsule.to),
         me.signing.public, capsule.rights, capsule.nbf, capsule.exp, "live", "", "", "", "", b"", 0,
     )  # fmt: skip
+
+
+def _public(me: Identity, kid: bytes) -> bytes:
+    return next(key.public for key in me.encryption_keys if key.kid == kid)
 
 
 def make_roster(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import trio
 
-from meshkitfs.core.keys import kid_of
 from meshkitfs.core.moments import parse_moment, version_label
 from meshkitfs.core.records import Head, Retention
 from meshkitfs.errors import MeshkitError
@@ -66,7 +65,7 @@ class History:
         """
         async with self._refreshing:
             await self._read_chain(grant)
-            await self._read_retention()
+            await self._read_retention(grant)
 
     async def _read_chain(self, grant: Grant) -> None:
         head = grant.head
@@ -105,7 +104,7 @@ class History:
         except trio.TooSlowError:
             raise MeshkitError("metadata_unavailable", "no answer in time") from None
 
-    async def _read_retention(self) -> None:
+    async def _read_retention(self, grant: Grant) -> None:
         try:
             with trio.fail_after(ASK_DEADLINE_S):
                 blob = await self._services.metadata.retention(self._row.share)
@@ -113,8 +112,8 @@ class History:
             raise MeshkitError("metadata_unavailable", "no answer in time") from None
         if blob is None:
             return
-        owner = self._row.owner_public
-        record = Retention.parse(blob, {kid_of(owner): owner})
+        # Of a key that was replaced this is not taken: what it gives up may be deleted for good.
+        record = Retention.parse(blob, grant.owner_now)
         if record.share != self._row.share:
             raise MeshkitError("invalid_record", "the retention record of another share")
         # An older one only shows versions whose blocks may be gone; but what was seen stays seen.

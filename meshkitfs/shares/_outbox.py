@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import trio
 
-from meshkitfs.core.cose import record_hash
+from meshkitfs.core.cose import record_hash, signer_of
 from meshkitfs.core.entries import Entry
 from meshkitfs.core.records import Head
 from meshkitfs.errors import MeshkitError
@@ -189,13 +189,16 @@ class Outbox:
         """Whether it is still open what became of an announced ``commit``."""
         return commit in self._begun
 
-    async def publish(self, commit: LocalCommit) -> bytes | None:
+    async def publish(self, commit: LocalCommit, writers: Sequence[bytes]) -> bytes | None:
         """Publish an announced ``commit``; returns its head, None if somebody else was faster.
 
-        Does not need the cycle: the tree may change, and be committed, meanwhile.
+        ``writers`` are the keys that the roster lists. Does not need the cycle: the tree may change, and be
+        committed, meanwhile.
         """
         row = self._row
-        head = signed_head(self._services, row, commit.epoch, commit.version, commit.base_hash, commit.root)
+        head = signed_head(
+            self._services, row, commit.epoch, commit.version, commit.base_hash, commit.root, writers
+        )
         publication = Publication(
             row.share,
             expect_head=commit.base_hash,
@@ -232,7 +235,7 @@ class Outbox:
             commit.epoch,
             commit.root,
             record_hash(head),
-            services.signing().kid,
+            signer_of(head, Head.TYPE),
             int(services.wall()),
         )
         self._begun = []
@@ -284,7 +287,8 @@ class Outbox:
         commits = self._known()
         if not commits:
             return False
-        services, me = self._services, self._services.signing()
+        services = self._services
+        me = {kid: key.public for kid, key in services.signing_keys().items()}
         last = min(upto, max(commit.version for commit in commits))
         try:
             with trio.fail_after(PUBLISH_DEADLINE_S):
@@ -293,7 +297,7 @@ class Outbox:
             raise MeshkitError("metadata_unavailable", "no answer in time") from None
         for blob in reversed(found):
             try:
-                head = Head.parse(blob, {me.kid: me.public})
+                head = Head.parse(blob, me)
             except MeshkitError:
                 continue  # somebody else's
             for commit in commits:

@@ -24,12 +24,16 @@ _BATCH = 64
 
 
 def signed_head(
-    services: Services, row: ShareRow, epoch: int, version: int, previous: bytes, root: bytes
-) -> bytes:
-    """Return a head of ``row``'s share, signed by this identity; ``previous`` is the head's record hash."""
+    services: Services, row: ShareRow, epoch: int, version: int, previous: bytes, root: bytes,
+    writers: Sequence[bytes],
+) -> bytes:  # fmt: skip
+    """Return a head of ``row``'s share, signed by this identity with the key of it that is among ``writers``.
+
+    ``previous`` is the head's record hash.
+    """
     moment = int(services.wall())
     head = Head(row.share, row.oid, epoch, version, previous, root, moment)
-    return head.sign(services.signing())
+    return head.sign(services.writing_key(writers))
 
 
 async def upload(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -36,6 +36,20 @@ class Services:
     wall: Callable[[], float] = time.time
     # Whether fsync waits for the provider and the publication, or only for this device.
     fsync_publishes: bool = True
+    # The signing keys this identity had before, the newest first.
+    signed_before: Callable[[], Sequence[SigningKey]] = tuple
+
+    def signing_keys(self) -> dict[bytes, SigningKey]:
+        """Every key this identity signs or has signed with, by kid, the newest first."""
+        return {key.kid: key for key in (self.signing(), *self.signed_before())}
+
+    def writing_key(self, writers: Sequence[bytes]) -> SigningKey:
+        """Return the key to sign heads with where ``writers`` (public keys) may.
+
+        Until a share's owner has heard of a rotation, that is a key of before.
+        """
+        keys = self.signing_keys().values()
+        return next((key for key in keys if key.public in writers), self.signing())
 
 
 @dataclass(slots=True)

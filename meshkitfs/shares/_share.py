@@ -10,6 +10,7 @@ can wait for a quiet moment.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -478,7 +479,7 @@ class Share(Access):
                 await self._commit_locally(grant)
                 await self._drop_superseded(grant)
                 commit = self._outbox.pending
-            if commit is None or await self._publish(commit, alone=alone):
+            if commit is None or await self._publish(commit, grant.roster.writers, alone=alone):
                 self._is_out()
                 return grant
             if self.unconfirmed is not None:
@@ -536,7 +537,7 @@ class Share(Access):
             node.release_content()
         self.tree.evict(node)
 
-    async def _publish(self, commit: LocalCommit, *, alone: bool) -> bool:
+    async def _publish(self, commit: LocalCommit, writers: Sequence[bytes], *, alone: bool) -> bool:
         """Upload and publish a local commit; False if somebody else was faster. See `_bring_out`."""
         over = trio.Event()
         if not alone:
@@ -547,7 +548,7 @@ class Share(Access):
                 if not await self._outbox.announce(commit):
                     return False
             try:
-                head = await self._outbox.publish(commit)
+                head = await self._outbox.publish(commit, writers)
             except MeshkitError:
                 self._unsure = True
                 raise
@@ -593,11 +594,11 @@ class Share(Access):
                         _log.exception("share %r: journaling failed in a way nobody foresaw", self)
                         await over.wait()
 
-    async def rotate(self, key: bytes, epoch: int, grants: Publication) -> None:
+    async def rotate(self, key: bytes, epoch: int, grants: Publication, writers: Sequence[bytes]) -> None:
         """Move the share to a new epoch: re-seal its root under the new ``key`` and publish all at once.
 
-        ``grants`` has the roster and capsules; the head is added here. What is not published yet is
-        published first, under the old epoch.
+        ``grants`` has the roster, which lists ``writers``, and capsules; the head is added here. What is not
+        published yet is published first, under the old epoch.
         """
         async with self._sending:
             give_up = trio.current_time() + RACE_DEADLINE_S
@@ -609,7 +610,7 @@ class Share(Access):
                             # Journaled meanwhile; that is published first too. Now nothing more is journaled:
                             # beside a busy writer and a slow store, this would never end.
                             grant = await self._bring_out("reshare", alone=True)
-                        await self._reseal(key, epoch, grants)
+                        await self._reseal(key, epoch, grants, writers)
                         self._is_out()
                         return
                 except MeshkitError as error:
@@ -619,7 +620,7 @@ class Share(Access):
                         raise
                     self._tick = -1
 
-    async def _reseal(self, key: bytes, epoch: int, grants: Publication) -> None:
+    async def _reseal(self, key: bytes, epoch: int, grants: Publication, writers: Sequence[bytes]) -> None:
         """Publish ``grants`` with a new head, whose root is sealed under ``key``. Holds both locks."""
         tree, services, base = self.tree, self.services, self.base
         assert tree is not None
@@ -638,7 +639,7 @@ class Share(Access):
             await upload(services, digests)
             # It may be public although the answer is lost.
             self._outbox.begin(self._outbox.commit(frozen.root, epoch, version))
-            head = signed_head(services, self.row, epoch, version, base.hash, frozen.root)
+            head = signed_head(services, self.row, epoch, version, base.hash, frozen.root, writers)
             await publish(
                 services,
                 replace(grants, expect_head=base.hash, head=head, head_ver=version, head_epoch=epoch),

@@ -77,11 +77,12 @@ class Tokens:
         """Take in the tokens that others have put into the mailbox; returns how many."""
         me, metadata = self._identity(), self._services.metadata
         taken = 0
-        for letter_id, blob in await metadata.letters(me.encryption.kid):
+        letters = [(key, *item) for key in me.encryption_keys for item in await metadata.letters(key.kid)]
+        for key, letter_id, blob in letters:
             if not blob.startswith(LETTER_MAGIC):
                 continue
             try:
-                await self.add(open_token(me.encryption, blob))
+                await self.add(open_token(key, blob))
             except MeshkitError as error:
                 if error.code == "no_space":
                     break
@@ -89,7 +90,7 @@ class Tokens:
                 _log.info("a token in the mailbox is of no use: %s", error.code)
             else:
                 taken += 1
-            await metadata.delete_letter(me.encryption.kid, letter_id)
+            await metadata.delete_letter(key.kid, letter_id)
         return taken
 
     # -- making --------------------------------------------------------------------------------------------

@@ -163,18 +163,24 @@ class Welcome:
         """
         me, granted = self._identity(), []
         async with self._turn:
-            for letter_id, blob in await self._services.metadata.letters(me.encryption.kid):
+            letters = [
+                (key, letter_id, blob)
+                # What was invited to before a rotation comes to the key of then.
+                for key in me.encryption_keys
+                for letter_id, blob in await self._services.metadata.letters(key.kid)
+            ]
+            for key, letter_id, blob in letters:
                 if not blob.startswith(MAGIC):
                     continue
                 try:
-                    claim = open_claim(me.encryption, blob)
+                    claim = open_claim(key, blob)
                 except MeshkitError as error:
                     _log.warning("a claim that cannot be read: %s", error.code)
                     continue
                 done = await self._take(claim)
                 if done is not None:
                     granted.append(done)
-                await self._services.metadata.delete_letter(me.encryption.kid, letter_id)
+                await self._services.metadata.delete_letter(key.kid, letter_id)
         return granted
 
     async def _take(self, claim: Claim) -> Pending | None:
