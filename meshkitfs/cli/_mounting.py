@@ -155,12 +155,15 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
 
 
 def _passphrase(context: Context) -> str | None:
-    """Ask for the passphrase here, where there is a terminal; the daemon has none."""
+    """Ask for the passphrase or PIN here, where there is a terminal; the daemon has none."""
     from .. import keyvault
 
-    if keyvault.existing(context.home.root) != keyvault.PASSPHRASE_FILE:
-        return None
-    return context.passphrase(keyvault.PASSPHRASE_PROMPT)
+    chosen = config.load(context.home.config_path).key_vault
+    vault = keyvault.open_home(
+        context.home.root, chosen.type if chosen else None, None, chosen.cache_seconds if chosen else None
+    )
+    prompt = vault.asks()
+    return None if prompt is None else context.passphrase(prompt)
 
 
 def umount(context: Context, args: argparse.Namespace) -> int:
