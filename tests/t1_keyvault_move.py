@@ -406,4 +406,3 @@ def test_a_demand_that_nobody_knows_is_not_met(home):
     for demand in ("hardware_backed", "not_exportable", "user_presence", "fireproof"):
         with refused("keyvault_too_weak"):
             K.require(report, ["persistent", demand])
-    assert config.KEY_VAULT_DEMANDS == K.DEMANDS

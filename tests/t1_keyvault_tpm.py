@@ -150,8 +150,9 @@ def test_bound_to_how_the_machine_starts(own_tpm, home, with_pin):
 def test_another_tpm(own_tpm, home):
     vault_at(home).create(SECRET)
     own_tpm.replace()
-    with refused("keyvault_replaced"):
+    with refused("keyvault_replaced") as caught:
         vault_at(home).load()
+    assert "another storage key" in str(caught.value)
     assert "3 wrong ones" in vault_at(home).report().detail  # the PIN was not tried there
 
 

@@ -359,6 +359,8 @@ def test_a_file_written_before_init_is_kept_if_it_fits(tmp_path):
 
 def test_the_key_vaults_are_those_there_are():
     assert config.KEY_VAULTS == keyvault.KINDS
+    assert config.KEY_VAULT_DEMANDS == keyvault.DEMANDS
+    assert config.CACHE_S == keyvault.CACHE_SECONDS
 
 
 # -- the home ---------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class Cost:
 # ceiling keeps a changed header from taking all memory or hours.
 FLOOR: Final = Cost(memory=64 * 1024, passes=3, lanes=1)
 _CEILING: Final = Cost(memory=4 * 1024 * 1024, passes=64, lanes=64)
+# Memory times passes (KiB): twenty times the product's own. Each of the two may be large, not both.
+_MOST_WORK: Final = 16 * 1024 * 1024
 
 
 class PassphraseFileVault:
@@ -199,6 +201,11 @@ def _require_cost(cost: Cost, path: Path) -> None:
             raise MeshkitError(
                 "keyvault_refused", f"{path}: Argon2id {name} {value}, not {lowest}..{highest}"
             )
+    if cost.memory * cost.passes > _MOST_WORK:
+        raise MeshkitError(
+            "keyvault_refused",
+            f"{path}: Argon2id {cost.memory} KiB x {cost.passes}, not at most {_MOST_WORK}",
+        )
 
 
 def _stretch(phrase: str, salt: bytes, cost: Cost) -> tuple[bytes, bytes]:
