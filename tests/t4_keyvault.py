@@ -170,3 +170,36 @@ def test_list_shows_every_kind_without_a_home(tmp_path):
         assert new.cli("keyvault", "list")["used"] == "plain-file"
         assert "used by this home" in new.run("keyvault", "list").out
         assert "exportable" in new.run("keyvault", "show").out
+
+
+@pytest.mark.skipif(bool(no_keyring()), reason=f"NOT TESTED: the kernel's keyring; {no_keyring()}")
+def test_locking_takes_the_key_out_of_the_session(pat):
+    """Otherwise whoever finds the session could unlock without the passphrase."""
+    configure(pat, type="passphrase-file", sessionCache="kernel")
+    pat.cli("init", "--identity", "pat", env=phrase(pat, PHRASE))
+    assert mount(pat, env=phrase(pat, PHRASE)).code == 0
+    assert pat.cli("keyvault", "show")["key_vault"]["locked"] is False
+    pat.cli("lock")
+    assert pat.cli("keyvault", "show")["key_vault"]["locked"] is True
+    refused = pat.cli("unlock", check=False)
+    assert (refused.error["code"], refused.code) == ("identity_locked", 4)
+    pat.cli("unlock", env=phrase(pat, PHRASE))
+    assert pat.cli("keyvault", "show")["key_vault"]["locked"] is False  # it was opened again
+    pat.umount()
+    # Nothing is mounted, and the session still has it.
+    assert pat.cli("lock") == {"locked": None, "left": []}
+    assert mount(pat).error["code"] == "identity_locked"
+    nothing_said(pat, PHRASE)
+
+
+def test_locking_with_a_pin_in_a_tpm(pat, own_tpm):
+    pat.env["MESHKITFS_TPM"] = own_tpm.tcti
+    pat.cli("init", "--identity", "pat", "--key-vault", "tpm2", "--tpm-pin", env=phrase(pat, PIN))
+    assert mount(pat, env=phrase(pat, PIN)).code == 0
+    pat.cli("lock")
+    assert pat.cli("unlock", check=False).error["code"] == "identity_locked"
+    assert pat.cli("unlock", check=False, env=phrase(pat, "314159")).error["code"] == "wrong_passphrase"
+    pat.cli("unlock", env=phrase(pat, PIN))
+    assert pat.cli("share", "list") == {"shares": []}
+    pat.umount()
+    nothing_said(pat, PIN)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from .. import keyvault
     from ._parser import _Adder
 
-__all__ = ["key_vault_commands", "list_key_vaults", "migrate", "seal_of", "seal_options", "show"]
+__all__ = [
+    "key_vault_commands",
+    "list_key_vaults",
+    "migrate",
+    "open_key_vault",
+    "seal_of",
+    "seal_options",
+    "show",
+]
 
 _HOLD_SECONDS: Final = 20.0
 _FACTS: Final = ("available", "persistent", "exportable", "hardware_backed", "user_presence", "locked")
@@ -59,15 +67,23 @@ def seal_of(args: argparse.Namespace) -> keyvault.Seal | None:
     return keyvault.Seal(args.tpm_pin, args.tpm_pcrs) if args.tpm_pin or args.tpm_pcrs else None
 
 
-def show(context: Context, args: argparse.Namespace) -> int:
-    """``keyvault show``: asks for nothing."""
+def open_key_vault(context: Context) -> keyvault.KeyVault:
+    """Return the key vault of the home, as its configuration says. Raises as `keyvault.open_home`."""
     from .. import keyvault
 
     chosen = _chosen(context)
-    vault = keyvault.open_home(
-        context.home.root, chosen.type if chosen else None, None, chosen.cache_seconds if chosen else None
+    return keyvault.open_home(
+        context.home.root,
+        chosen.type if chosen else None,
+        context.passphrase,
+        chosen.cache_seconds if chosen else None,
     )
-    report = vault.report()
+
+
+def show(context: Context, args: argparse.Namespace) -> int:
+    """``keyvault show``: asks for nothing."""
+    chosen = _chosen(context)
+    report = open_key_vault(context).report()
     demands = list(chosen.require) if chosen else []
     rows: list[tuple[str, object]] = [("kind", report.kind)]
     rows += [(name.replace("_", " "), _word(getattr(report, name))) for name in _FACTS]

@@ -18,6 +18,7 @@ from ..daemon.home import Home
 from ..errors import MeshkitError, exit_code_for
 from ..fuse import preflight
 from ._context import Context
+from ._keyvault import open_key_vault
 from ._output import printable
 from ._progress import ProgressLine
 
@@ -156,13 +157,7 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
 
 def _passphrase(context: Context) -> str | None:
     """Ask for the passphrase or PIN here, where there is a terminal; the daemon has none."""
-    from .. import keyvault
-
-    chosen = config.load(context.home.config_path).key_vault
-    vault = keyvault.open_home(
-        context.home.root, chosen.type if chosen else None, None, chosen.cache_seconds if chosen else None
-    )
-    prompt = vault.asks()
+    prompt = open_key_vault(context).asks()
     return None if prompt is None else context.passphrase(prompt)
 
 

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 from meshkitfs.keyvault._api import KeyVault, KeyVaultReport, Passphrase
 from meshkitfs.keyvault._choose import existing, make
@@ -54,7 +55,7 @@ def migrate(
     if move is not None and move.switched:
         # What has happened to the new one since it was read back is not known, and the old one is going.
         mine = move.new == kind
-        _read_back(directory, move.new, new_passphrase if mine else old_passphrase)
+        wipe(_read_back(directory, move.new, new_passphrase if mine else old_passphrase))
         report = _finish(directory, move, configure)
         if mine:
             return report
@@ -78,7 +79,11 @@ def migrate(
     move.write(directory)
     new.destroy()
     new.create(secret)
-    if not hmac.compare_digest(_read_back(directory, kind, new_passphrase), secret):
+    found = _read_back(directory, kind, new_passphrase)
+    same = hmac.compare_digest(found, secret)
+    wipe(found)
+    wipe(secret)
+    if not same:
         raise MeshkitError("keyvault_unavailable", f"the {kind} key vault gives back another key")
     move = Move(held, kind, switched=True)
     move.write(directory)
@@ -109,6 +114,6 @@ def _finish(directory: Path, move: Move, configure: Callable[[str], None]) -> Ke
 
 def _abandon(directory: Path, move: Move, passphrase: Passphrase | None) -> None:
     """Give up a move whose copy does not count yet, after making sure that the old key vault opens."""
-    make(move.old, directory, passphrase).load()
+    wipe(make(move.old, directory, passphrase).load())
     make(move.new, directory).destroy()
     finished(directory)

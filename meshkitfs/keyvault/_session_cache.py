@@ -20,6 +20,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 from meshkitfs.keyvault import _kernel_keyring as kernel
 from meshkitfs.keyvault._api import KEY_BYTES, KeyVault, KeyVaultReport, derive_key
@@ -56,10 +57,7 @@ class SessionCache:
 
     def report(self) -> KeyVaultReport:
         report = self._inner.report()
-        try:
-            held = report.available and self._cached() is not None
-        except MeshkitError:
-            held = False
+        held = report.available and self._holds()
         detail = (
             f"{report.detail}; once opened, it stays in this session's kernel keyring for {self._seconds} s"
         )
@@ -88,10 +86,7 @@ class SessionCache:
         self._inner.destroy()
 
     def asks(self) -> str | None:
-        try:
-            return None if self._cached() is not None else self._inner.asks()
-        except MeshkitError:
-            return self._inner.asks()
+        return None if self._holds() else self._inner.asks()
 
     def forget(self) -> None:
         """Take the key out of this session, and make what other sessions keep useless."""
@@ -106,6 +101,17 @@ class SessionCache:
         except MeshkitError as error:
             _log.warning("the session's key could not be locked: %s (%s)", error.code, error.detail)
         self._inner.forget()
+
+    def _holds(self) -> bool:
+        """Whether this session has the key, and it may be used."""
+        try:
+            secret = self._cached()
+        except MeshkitError:
+            return False
+        if secret is None:
+            return False
+        wipe(secret)
+        return True
 
     def _cached(self) -> bytes | None:
         """Return the key if this session has it. Raises MeshkitError if the key vault's file is refused."""
