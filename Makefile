@@ -67,6 +67,8 @@ packages-test: packages
 	if ! command -v vim >/dev/null && ! command -v vim.tiny >/dev/null; then missing="$$missing vim-tiny"; fi; \
 	$(call need,ps,procps) $(call need,flock,util-linux) $(call need,ip,iproute2) \
 	$(call need,dbus-run-session,dbus) $(call need,gnome-keyring-daemon,gnome-keyring) \
+	$(call need,swtpm,swtpm) $(call need,keyctl,keyutils) \
+	pkg-config --exists tss2-esys 2>/dev/null || missing="$$missing libtss2-dev"; \
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || $(call need,postgres,postgresql) \
 	$(install-packages)
 
@@ -95,6 +97,8 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-test: pyproject.toml
 	@$(MAKE) --no-print-directory venv-checked
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[tpm]' || \
+		echo 'tpm2-pytss could not be built: the tests of the TPM will be skipped' >&2
 	@touch $@ $(VENV)/.installed
 
 # Its own make, so that a Python which `packages` has just installed is seen. A half-made environment, or

@@ -96,7 +96,7 @@ def test_every_command_of_the_interface_is_there():
         "audit", "decline", "service members", "service shares", "service audit", "service stats", "service remove-member",
         "service remove-share", "service readmit", "service release-handle",
         "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
-        "history", "restore",
+        "history", "restore", "keyvault show", "keyvault list", "keyvault migrate",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",
         "identity show", "identity create", "identity publish", "identity rotate",
@@ -935,6 +935,37 @@ def test_an_empty_passphrase_is_none():
     with pytest.raises(MeshkitError) as caught:
         PassphraseSource(read_end, {})(PASSPHRASE_PROMPT)
     assert caught.value.code == "identity_locked"
+
+
+@pytest.mark.parametrize(
+    ("written", "first", "second"),
+    [("one\ntwo\n", "one", "two"), ("one\n", "one", "one"), ("one", "one", "one"), ("one\n\n", "one", "one"),
+     ("one\r\ntwo", "one", "two"), ("one\ntwo\nthree\n", "one", "two")],
+)  # fmt: skip
+def test_a_second_passphrase_is_the_second_line(tmp_path, written, first, second):
+    path = tmp_path / "phrases"
+    path.write_bytes(written.encode())
+    path.chmod(0o600)
+    sources = [PassphraseSource(None, {"MESHKITFS_PASSPHRASE_FILE": str(path)})]
+    read_end, write_end = os.pipe()
+    os.write(write_end, written.encode())
+    os.close(write_end)
+    sources.append(PassphraseSource(read_end, {}))
+    for source in sources:
+        other = source.second()
+        # In whichever order they are asked.
+        assert other(NEW_PASSPHRASE_PROMPT) == second
+        assert source(PASSPHRASE_PROMPT) == first
+
+
+def test_one_passphrase_is_not_waited_for_longer_than_its_line():
+    """Whoever writes it may keep the descriptor open."""
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, b"one\n")
+        assert PassphraseSource(read_end, {})(PASSPHRASE_PROMPT) == "one"
+    finally:
+        os.close(write_end)
 
 
 ASK = "from meshkitfs.cli._passphrase import PassphraseSource; import sys; "

@@ -59,6 +59,24 @@ def test_every_field_is_read():
     assert settings.mount.point == Path.home() / "Shares"
 
 
+def test_what_is_said_of_a_key_vault_is_read_and_written(tmp_path):
+    written = {
+        "type": "passphrase-file",
+        "sessionCache": "kernel",
+        "sessionCacheSeconds": 600,
+        "require": ["persistent"],
+    }
+    settings = check({"version": 1, "keyVault": written})
+    assert settings.key_vault == config.KeyVaultConfig("passphrase-file", "kernel", 600, ("persistent",))
+    assert settings.key_vault.cache_seconds == 600
+    assert settings.as_dict(BASE)["keyVault"] == written
+    config.save(tmp_path / "meshkit.config.json", settings)
+    assert config.load(tmp_path / "meshkit.config.json") == settings
+    plain = check({"version": 1, "keyVault": {"type": "tpm2"}}).key_vault
+    assert (plain.cache_seconds, plain.require) == (None, ())
+    assert plain.as_dict() == {"type": "tpm2"}
+
+
 def test_a_metadata_service_is_read_and_written(tmp_path):
     files = {"caFile": "ca.pem", "clientCert": "c.pem", "clientKey": "k.pem", "socket": "/run/mesh.sock"}
     value = {"version": 1, "metadata": {"type": "http", "url": "https://mesh.example/base/", **files}}
@@ -88,6 +106,38 @@ def test_a_metadata_service_is_read_and_written(tmp_path):
         ({"version": "1"}, "field 'version' '1' is not known"),
         ({"version": 1, "identiy": "a"}, "field 'identiy' is not a known field (did you mean 'identity'?)"),
         ({"version": 1, "keyvault": {}}, "(did you mean 'keyVault'?)"),
+        ({"version": 1, "keyVault": {"type": "tpm"}}, "(did you mean 'tpm2'?)"),
+        ({"version": 1, "keyVault": {"type": "tpm2", "pin": "1234"}}, "'keyVault.pin' is not a known field"),
+        ({"version": 1, "keyVault": {"type": "tpm2", "sessionCache": "disk"}}, "use 'kernel'"),
+        ({"version": 1, "keyVault": {"type": "tpm2", "sessionCache": ["kernel"]}}, "is not known"),
+        (
+            {"version": 1, "keyVault": {"type": "plain-file", "sessionCache": "kernel"}},
+            "'passphrase-file' or",
+        ),
+        (
+            {"version": 1, "keyVault": {"type": "tpm2", "sessionCacheSeconds": 600}},
+            "goes with 'sessionCache'",
+        ),
+        (
+            {"version": 1, "keyVault": {"type": "tpm2", "sessionCache": "kernel", "sessionCacheSeconds": 59}},
+            "must be a number from 60 to 2592000",
+        ),
+        (
+            {
+                "version": 1,
+                "keyVault": {"type": "tpm2", "sessionCache": "kernel", "sessionCacheSeconds": True},
+            },
+            "must be a number",
+        ),
+        (
+            {"version": 1, "keyVault": {"type": "tpm2", "require": "hardware_backed"}},
+            "must be a list of names",
+        ),
+        ({"version": 1, "keyVault": {"type": "tpm2", "require": [1]}}, "must be a list of names"),
+        (
+            {"version": 1, "keyVault": {"type": "tpm2", "require": ["hardware"]}},
+            "(did you mean 'hardware_backed'?)",
+        ),
         ({"version": 1, "zzz": 1}, "field 'zzz' is not a known field"),
         ({"version": 1, "identity": 5}, "field 'identity' must be a non-empty string"),
         ({"version": 1, "identity": ""}, "field 'identity' must be a non-empty string"),
@@ -309,6 +359,8 @@ def test_a_file_written_before_init_is_kept_if_it_fits(tmp_path):
 
 def test_the_key_vaults_are_those_there_are():
     assert config.KEY_VAULTS == keyvault.KINDS
+    assert config.KEY_VAULT_DEMANDS == keyvault.DEMANDS
+    assert config.CACHE_S == keyvault.CACHE_SECONDS
 
 
 # -- the home ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ..errors import MeshkitError
 from . import _joining as joining
 from ._context import Context
 from ._inviting import claim_it, claimed, read_ticket
+from ._keyvault import seal_of
 from ._output import fields, printable
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _set_up(
                 context.passphrase,
                 publish,
                 join,
+                seal_of(args),
             )
         )
     vault = data.get("key_vault") or {}

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from ..core.secret_memory import wipe
-from ..daemon import client
+from ..daemon import client, config
 from ..errors import MeshkitError
 from ._context import Context
 from ._inspect import left_lines
+from ._keyvault import open_key_vault
 
 __all__ = ["lock", "unlock"]
 
+_NOT_MOUNTED: Final = "only a mounted home can be locked, or unlocked"
+
 
 def lock(context: Context, _args: argparse.Namespace) -> int:
-    """``lock``: done when the kernel has dropped what it held, or a deadline has passed."""
-    data = _ask(context, "lock", {})
+    """``lock``: done when the kernel has dropped what it held, or a deadline has passed.
+
+    Without a mount there may still be a key that is kept in this session.
+    """
+    data = _told(context, "lock", {})
+    if data is None:
+        chosen = config.load(context.home.config_path).key_vault
+        if chosen is None or chosen.cache_seconds is None:
+            raise MeshkitError("not_mounted", _NOT_MOUNTED)
+        open_key_vault(context).forget()
+        context.out.result({"locked": None, "left": []}, ["This session keeps the key no longer."])
+        return 0
     lines = ["Locked. 'meshkitfs unlock' opens it again."]
     left = data.get("left") or []
     context.out.result(data, lines + (left_lines(left) if left else []))
@@ -25,15 +38,12 @@ def lock(context: Context, _args: argparse.Namespace) -> int:
 
 def unlock(context: Context, _args: argparse.Namespace) -> int:
     """``unlock``: a passphrase is asked for here, a keyring is asked by the daemon."""
-    from .. import keyvault
-
-    home = context.home
     if _ask(context, "status", {}).get("locked") is None:
         context.out.result({"locked": None}, ["It is not locked."])
         return 0
     params: dict[str, Any] = {}
-    if keyvault.existing(home.root) == keyvault.PASSPHRASE_FILE:
-        vault = keyvault.open_vault(keyvault.PASSPHRASE_FILE, home.root, context.passphrase)
+    vault = open_key_vault(context)
+    if vault.asks() is not None:
         key = vault.load()
         context.passphrase.forget()
         params["key"] = key.hex()
@@ -44,8 +54,12 @@ def unlock(context: Context, _args: argparse.Namespace) -> int:
 
 
 def _ask(context: Context, method: str, params: dict[str, Any]) -> dict[str, Any]:
-    context.home.require_initialized()
-    answer = client.ask_daemon(context.home, method, params)
+    answer = _told(context, method, params)
     if answer is None:
-        raise MeshkitError("not_mounted", "only a mounted home can be locked, or unlocked")
+        raise MeshkitError("not_mounted", _NOT_MOUNTED)
     return answer
+
+
+def _told(context: Context, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
+    context.home.require_initialized()
+    return client.ask_daemon(context.home, method, params)

@@ -18,6 +18,7 @@ from ..daemon.home import Home
 from ..errors import MeshkitError, exit_code_for
 from ..fuse import preflight
 from ._context import Context
+from ._keyvault import open_key_vault
 from ._output import printable
 from ._progress import ProgressLine
 
@@ -155,12 +156,9 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
 
 
 def _passphrase(context: Context) -> str | None:
-    """Ask for the passphrase here, where there is a terminal; the daemon has none."""
-    from .. import keyvault
-
-    if keyvault.existing(context.home.root) != keyvault.PASSPHRASE_FILE:
-        return None
-    return context.passphrase(keyvault.PASSPHRASE_PROMPT)
+    """Ask for the passphrase or PIN here, where there is a terminal; the daemon has none."""
+    prompt = open_key_vault(context).asks()
+    return None if prompt is None else context.passphrase(prompt)
 
 
 def umount(context: Context, args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
+from ._keyvault import key_vault_commands, seal_options
 from ._operator import operator_commands
 from ._policies import policy_commands
 from ._serve import serve_commands
@@ -39,6 +40,7 @@ environment:
   MESHKITFS_HOME             the home directory (default ~/.local/share/meshkitfs)
   MESHKIT_CONFIG             the configuration file (default HOME/meshkit.config.json)
   MESHKITFS_PASSPHRASE_FILE  a file of mode 0600 that holds the passphrase of the key vault
+  MESHKITFS_TPM              the TPM for a new key of tpm2 (default device:/dev/tpmrm0)
   MESHKITFS_JOIN_TOKEN       what the metadata service asks newcomers for (see init --join-file)
 """
 
@@ -95,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     capability_commands(add, _rights)
     _past_commands(add)
     _people_commands(add)
+    key_vault_commands(add)
     _look_commands(add)
     support_commands(add)
     audit_commands(add, _count)
@@ -192,6 +195,7 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         help=f"what keeps the private keys: {', '.join(KEY_VAULTS)} "
         "(default: secret-service where there is one, else passphrase-file)",
     )
+    seal_options(parser)
     parser.add_argument("--if-needed", action="store_true", help="succeed if the home is set up already")
 
 

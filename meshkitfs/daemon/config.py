@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FSYNC",
     "KEY_VAULTS",
+    "KEY_VAULT_DEMANDS",
     "AccessConfig",
     "AuditConfig",
     "Config",
@@ -42,12 +44,19 @@ __all__ = [
     "load",
     "loads",
     "save",
+    "set_key_vault",
 ]
 
 VERSION: Final = 1
 DEFAULT_IDENTITY: Final = "self"  # MeshKit's
 MAX_BYTES: Final = 64 * 1024
-KEY_VAULTS: Final = ("secret-service", "passphrase-file", "plain-file")
+KEY_VAULTS: Final = ("tpm2", "secret-service", "passphrase-file", "systemd-credential", "plain-file")
+KEY_VAULT_DEMANDS: Final = ("hardware_backed", "not_exportable", "persistent", "user_presence")
+SESSION_CACHES: Final = ("kernel",)
+# How long the key stays in a session (s): the default, the least and the most.
+CACHE_S, CACHE_LEAST_S, CACHE_MOST_S = 8 * 3600, 60, 30 * 86400
+# Those that ask for something; of the others a session's copy would only be one more.
+_CACHED_VAULTS: Final = ("passphrase-file", "tpm2")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
     *("metadata", "keyVault", "mount", "writing", "audit", "access"),  # ours
@@ -158,9 +167,32 @@ class PolicyConfig:
 
 @dataclass(frozen=True, slots=True)
 class KeyVaultConfig:
-    """Where the wrapping key of the identity is kept: one of `KEY_VAULTS`."""
+    """Where the wrapping key of the identity is kept: ``type`` is one of `KEY_VAULTS`.
+
+    ``session_cache`` (one of `SESSION_CACHES`) keeps it in the session for ``session_cache_s`` seconds, so
+    that one is asked once; ``require`` (of `KEY_VAULT_DEMANDS`) is what it must give, or the home stays shut.
+    """
 
     type: str
+    session_cache: str | None = None
+    session_cache_s: int = CACHE_S
+    require: tuple[str, ...] = ()
+
+    @property
+    def cache_seconds(self) -> int | None:
+        """How long the key stays in the session; None: not at all."""
+        return self.session_cache_s if self.session_cache is not None else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        result: dict[str, Any] = {"type": self.type}
+        if self.session_cache is not None:
+            result["sessionCache"] = self.session_cache
+        if self.session_cache_s != CACHE_S:
+            result["sessionCacheSeconds"] = self.session_cache_s
+        if self.require:
+            result["require"] = list(self.require)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +272,7 @@ class Config:
         if self.policy is not None:
             result["policy"] = self.policy.as_dict(base)
         if self.key_vault is not None:
-            result["keyVault"] = {"type": self.key_vault.type}
+            result["keyVault"] = self.key_vault.as_dict()
         if self.mount.point != default_mount_point():
             result["mount"] = {"point": str(self.mount.point)}
         writing: dict[str, Any] = {}
@@ -329,6 +361,51 @@ def save(path: Path, config: Config) -> None:
             there = replace(there, key_vault=config.key_vault)
         if there != config:
             raise MeshkitError("already_initialized", f"{path} is there and says something else") from None
+    except OSError as error:
+        raise MeshkitError("invalid_config", f"{path}: {error.strerror}") from error
+
+
+def set_key_vault(path: Path, kind: str) -> None:
+    """Make the configuration at ``path`` name the key vault ``kind``; everything else in it stays.
+
+    The session cache goes, if that kind has none. The old file or the new one is there, never half of one.
+    Raises as `load`, and ``invalid_config`` when it cannot be written.
+    """
+    before = load(path)
+    there = before.key_vault or KeyVaultConfig(kind)
+    if before.key_vault is not None and there.type == kind:
+        return
+    cached = kind in _CACHED_VAULTS
+    changed = replace(
+        there,
+        type=kind,
+        session_cache=there.session_cache if cached else None,
+        session_cache_s=there.session_cache_s if cached else CACHE_S,
+    )
+    # Taken from the file as it is: only this one section is ours to change.
+    value = json.loads(path.read_bytes())
+    value["keyVault"] = changed.as_dict()
+    data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    loads(data, path.parent, str(path))
+    # Where a link points to: the file there is meant, not the link.
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            temporary.rename(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as error:
         raise MeshkitError("invalid_config", f"{path}: {error.strerror}") from error
 
@@ -458,8 +535,29 @@ class _Reader:
 
     def _key_vault(self, value: Any) -> KeyVaultConfig:
         kind = self._type(value, "keyVault", KEY_VAULTS)
-        self._object(value, "keyVault", ("type",))
-        return KeyVaultConfig(kind)
+        item = self._object(value, "keyVault", ("type", "sessionCache", "sessionCacheSeconds", "require"))
+        cache = item.get("sessionCache")
+        if cache is not None and cache not in SESSION_CACHES:
+            self._fail("keyVault.sessionCache", f"{cache!r} is not known; {_instead(SESSION_CACHES)}")
+        if cache is not None and kind not in _CACHED_VAULTS:
+            self._fail("keyVault.sessionCache", f"is for {_instead(_CACHED_VAULTS).removeprefix('use ')}")
+        seconds = item.get("sessionCacheSeconds", CACHE_S)
+        if type(seconds) is not int or not CACHE_LEAST_S <= seconds <= CACHE_MOST_S:
+            self._fail(
+                "keyVault.sessionCacheSeconds", f"must be a number from {CACHE_LEAST_S} to {CACHE_MOST_S}"
+            )
+        if "sessionCacheSeconds" in item and cache is None:
+            self._fail("keyVault.sessionCacheSeconds", "goes with 'sessionCache'")
+        demands = item.get("require", [])
+        if not isinstance(demands, list) or not all(isinstance(demand, str) for demand in demands):
+            self._fail("keyVault.require", "must be a list of names")
+        for demand in demands:
+            if demand not in KEY_VAULT_DEMANDS:
+                near = _near(demand, KEY_VAULT_DEMANDS)
+                self._fail(
+                    "keyVault.require", f"{demand!r} is not known{near}; {_instead(KEY_VAULT_DEMANDS)}"
+                )
+        return KeyVaultConfig(kind, cache, seconds, tuple(demands))
 
     def _mount(self, value: Any) -> MountConfig:
         item = self._object(value, "mount", ("point",))

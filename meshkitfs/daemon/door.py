@@ -103,6 +103,7 @@ class Door:
         if method == "unlock":
             return await self._unlock(**params)
         if method == "lock":
+            await trio.to_thread.run_sync(self._vault.forget)
             return {"locked": self.status()["locked"], "left": []}
         if method == "status":
             return self.status()

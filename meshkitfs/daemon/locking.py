@@ -94,6 +94,8 @@ class Lock:
         session.services.reader.forget(wiped=True)
         session.gate.forget_keys()
         session.identity.lock()
+        # And what a session may keep of the key vault's key: unlocking asks again.
+        await trio.to_thread.run_sync(session.vault.forget)
         await session.auditing.flush()
         session.sealer.lock()
         await trio.to_thread.run_sync(session.state.close)
@@ -160,7 +162,7 @@ def secret_from(text: str) -> SecretBytes:
 
 async def secret_of(vault: keyvault.KeyVault) -> SecretBytes:
     """Have the key vault give its key, which may ask a person. Raises what it raises."""
-    if vault.kind == keyvault.PASSPHRASE_FILE:
+    if await trio.to_thread.run_sync(vault.asks) is not None:
         # The daemon has nobody to ask, and must not use again what it was once told.
-        raise MeshkitError("identity_locked", "its passphrase is needed")
+        raise MeshkitError("identity_locked", "its passphrase or PIN is needed")
     return await trio.to_thread.run_sync(lambda: SecretBytes(vault.load()), abandon_on_cancel=True)

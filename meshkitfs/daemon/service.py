@@ -6,6 +6,7 @@ Each method takes and returns plain JSON values. A method raises `MeshkitError`;
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import secrets
 import time
@@ -42,6 +43,8 @@ from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, grace_of, r
 from meshkitfs.state import State
 
 __all__ = ["Service", "initialize"]
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -428,14 +431,16 @@ async def initialize(
     passphrase: keyvault.Passphrase | None,
     publish_it: bool,
     join: Secret | None = None,
+    seal: keyvault.Seal | None = None,
 ) -> dict[str, Any]:
     """Set up ``home`` (its lock is held): stores, key vault, identity, state, configuration.
 
     A home is either set up or not: what was made is taken away again when something fails. Only when nobody
     knows whether a service took the identity, the home stays, and the failure is raised all the same. A byte
     store or metadata store that exists is used as it is. ``join`` is what a metadata service asks of
-    newcomers. Raises ``already_initialized``, ``identity_handle_taken``, ``invalid_config``,
-    ``keyvault_unavailable``, ``keyvault_refused``, ``metadata_unauthorized``, ``metadata_unavailable``.
+    newcomers, ``seal`` how a TPM seals the key. Raises ``already_initialized``, ``identity_handle_taken``,
+    ``invalid_config``, ``keyvault_unavailable``, ``keyvault_refused``, ``keyvault_too_weak``,
+    ``metadata_unauthorized``, ``metadata_unavailable``.
     """
     if home.initialized:
         raise MeshkitError("already_initialized", str(home.root))
@@ -443,7 +448,10 @@ async def initialize(
     identity = create_identity(handle, now)
     holder = Holder(identity, lambda _: None)  # nothing changes keys in here
     where = configuration.MetadataConfig.parse(metadata) if isinstance(metadata, str) else metadata
-    vault = keyvault.choose(key_vault, home.root, passphrase)
+    vault = keyvault.choose(key_vault, home.root, passphrase, seal)
+    by = "name" if key_vault else "detection"
+    _log.info("key vault chosen", extra={"fields": {"kind": vault.kind, "chosen_by": by}})
+    vault_settings = await trio.to_thread.run_sync(_vault_settings, home, vault)
     await (await open_provider(provider, create=True)).aclose()
     if where.path is not None and not await trio.Path(where.path).exists():
         EmbeddedMetadata.create(where.path).close()
@@ -464,7 +472,7 @@ async def initialize(
             chosen = configuration.Config(
                 provider=provider,
                 metadata=where,
-                key_vault=configuration.KeyVaultConfig(type=vault.kind),
+                key_vault=vault_settings,
                 identity=handle,
             )
             if await trio.to_thread.run_sync(os.path.lexists, home.config_path):
@@ -492,3 +500,14 @@ async def initialize(
             home.state_db.unlink(missing_ok=True)
         raise
     return report(identity, now).as_dict() | {"key_vault": vault.report().as_dict(), "published": publish_it}
+
+
+def _vault_settings(home: Home, vault: keyvault.KeyVault) -> configuration.KeyVaultConfig:
+    """What the configuration says, or will say, of ``vault``; refused if it is weaker than demanded there."""
+    if os.path.lexists(home.config_path):
+        given = configuration.load(home.config_path).key_vault
+        if given is not None and given.type == vault.kind:
+            if given.require:
+                keyvault.require(vault.report(), given.require)
+            return given
+    return configuration.KeyVaultConfig(type=vault.kind)

@@ -148,7 +148,7 @@ class Session:
         settings = configuration.load(home.config_path)
         async with AsyncExitStack() as stack:
             vault = open_vault(home, settings, passphrase)
-            holder, sealer, state = await trio.to_thread.run_sync(_unlocked, home, vault, key)
+            holder, sealer, state = await trio.to_thread.run_sync(_unlocked, home, settings, vault, key)
             stack.callback(sealer.lock)
             stack.callback(lambda: holder.identity.lock())
             stack.callback(state.close)
@@ -166,7 +166,7 @@ class Session:
                 home, settings, vault, holder, sealer, state, store, metadata, deciders, spool, nursery
             )
             gates.append(session.gate)
-            await session.look_at_vault()
+            _log.info("key vault", extra={"fields": _facts(await session.look_at_vault())})
             if isinstance(metadata, HttpMetadata):
                 nursery.start_soon(metadata.run)
             nursery.start_soon(session._watch)
@@ -413,6 +413,7 @@ class Session:
             "hardware_backed": report.hardware_backed,
             "user_presence": report.user_presence,
             "fallback": report.fallback,
+            "session_cache": report.session_cache,
             "available": report.available,
         } | hygiene.report()
 
@@ -432,16 +433,31 @@ def open_vault(
     home: Home, settings: configuration.Config, passphrase: keyvault.Passphrase | None
 ) -> keyvault.KeyVault:
     """Return the key vault of ``home``. Raises ``identity_not_found``."""
-    kind = settings.key_vault.type if settings.key_vault is not None else keyvault.existing(home.root)
-    if kind is None:
-        raise MeshkitError("identity_not_found", f"there is no key vault in {home.root}")
-    return keyvault.open_vault(kind, home.root, passphrase)
+    chosen = settings.key_vault
+    if chosen is None:
+        return keyvault.open_home(home.root, None, passphrase)
+    return keyvault.open_home(home.root, chosen.type, passphrase, chosen.cache_seconds)
+
+
+def _facts(report: keyvault.KeyVaultReport) -> dict[str, Any]:
+    """What the key vault gives, for the log: without the sentence, which names paths."""
+    return {name: value for name, value in report.as_dict().items() if name != "detail"}
+
+
+def _admit(vault: keyvault.KeyVault, settings: configuration.Config) -> None:
+    """Say in the log which key vault was chosen, and refuse one that gives less than is demanded."""
+    chosen = settings.key_vault
+    by = "configuration" if chosen is not None else "home"
+    _log.info("opening the key vault", extra={"fields": {"kind": vault.kind, "chosen_by": by}})
+    if chosen is not None and chosen.require:
+        keyvault.require(vault.report(), chosen.require)
 
 
 def _unlocked(
-    home: Home, vault: keyvault.KeyVault, given: SecretBytes | None
+    home: Home, settings: configuration.Config, vault: keyvault.KeyVault, given: SecretBytes | None
 ) -> tuple[Holder, Sealer, State]:
     """Open with the key vault's key what is sealed with it, and keep no copy of that key."""
+    _admit(vault, settings)
     secret = vault.load() if given is None else bytes(given.view)
     try:
         identity, sealer = load_identity(home.identity_file, secret), Sealer(home.identity_file)

@@ -8,39 +8,60 @@ key. Everything else this device keeps secret is sealed with keys derived from i
     wrapping = vault.load()
 
 Nothing here falls back silently: a kind that was named is used or fails, and `KeyVault.report` says what it
-gives now. All calls block.
+gives now. `migrate` moves the key to another kind, `require` checks what is demanded of one. All calls block.
 """
 
 from meshkitfs.keyvault._api import (
     KEY_BYTES,
     KINDS,
     NEW_PASSPHRASE_PROMPT,
+    NEW_PIN_PROMPT,
+    NEW_PROMPTS,
     PASSPHRASE_FILE,
     PASSPHRASE_PROMPT,
+    PIN_PROMPT,
     PLAIN_FILE,
     SECRET_SERVICE,
+    SYSTEMD_CREDENTIAL,
+    TPM2,
     KeyVault,
     KeyVaultReport,
     Passphrase,
     derive_key,
 )
-from meshkitfs.keyvault._choose import choose, detect, existing, open_vault, report_all
+from meshkitfs.keyvault._choose import choose, detect, existing, open_home, open_vault, report_all
+from meshkitfs.keyvault._migrate import migrate
+from meshkitfs.keyvault._session_cache import CACHE_SECONDS
+from meshkitfs.keyvault._strength import DEMANDS, rank, require
+from meshkitfs.keyvault._tpm2 import Seal
 
 __all__ = [
+    "CACHE_SECONDS",
+    "DEMANDS",
     "KEY_BYTES",
     "KINDS",
     "NEW_PASSPHRASE_PROMPT",
+    "NEW_PIN_PROMPT",
+    "NEW_PROMPTS",
     "PASSPHRASE_FILE",
     "PASSPHRASE_PROMPT",
+    "PIN_PROMPT",
     "PLAIN_FILE",
     "SECRET_SERVICE",
+    "SYSTEMD_CREDENTIAL",
+    "TPM2",
     "KeyVault",
     "KeyVaultReport",
     "Passphrase",
+    "Seal",
     "choose",
     "derive_key",
     "detect",
     "existing",
+    "migrate",
+    "open_home",
     "open_vault",
+    "rank",
     "report_all",
+    "require",
 ]

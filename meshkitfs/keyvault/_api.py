@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
@@ -9,21 +10,28 @@ from typing import Final, Protocol
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from meshkitfs.errors import MeshkitError
+
 KEY_BYTES: Final = 32
 """Size of the one secret a key vault holds: the wrapping key of a home."""
 
 SECRET_SERVICE: Final = "secret-service"  # noqa: S105 (the names of kinds, and prompts: no passwords)
 PASSPHRASE_FILE: Final = "passphrase-file"  # noqa: S105
 PLAIN_FILE: Final = "plain-file"
-KINDS: Final = (SECRET_SERVICE, PASSPHRASE_FILE, PLAIN_FILE)
+TPM2: Final = "tpm2"
+SYSTEMD_CREDENTIAL: Final = "systemd-credential"
+KINDS: Final = (TPM2, SECRET_SERVICE, PASSPHRASE_FILE, SYSTEMD_CREDENTIAL, PLAIN_FILE)
 """Every kind of key vault, strongest first."""
 
 PASSPHRASE_PROMPT: Final = "Passphrase of the meshkitfs key vault: "  # noqa: S105
 NEW_PASSPHRASE_PROMPT: Final = "New passphrase for the meshkitfs key vault: "  # noqa: S105
+PIN_PROMPT: Final = "PIN of the meshkitfs key in the TPM: "
+NEW_PIN_PROMPT: Final = "New PIN for the meshkitfs key in the TPM: "
+NEW_PROMPTS: Final = (NEW_PASSPHRASE_PROMPT, NEW_PIN_PROMPT)
 
 Passphrase = Callable[[str], str]
-"""Where a passphrase comes from: called with one of the two prompts above (so that a source which talks
-to a person can ask twice for a new one), answers the passphrase."""
+"""Where a passphrase or PIN comes from: called with one of the prompts above (so that a source which talks
+to a person can ask twice for a new one), answers it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class KeyVaultReport:
     ``fallback``         the stronger kind this one stands in for because that was not usable when it was
                          chosen; None if it was chosen by name
     ``detail``           one sentence for a person: what protects the key, or what is missing
+    ``session_cache``    where the key is kept between two uses of the vault (``kernel``); None: nowhere
     """
 
     kind: str
@@ -50,6 +59,7 @@ class KeyVaultReport:
     locked: bool | None
     fallback: str | None
     detail: str
+    session_cache: str | None = None
 
     def as_dict(self) -> dict[str, str | bool | None]:
         """The form in ``.meshkit/capabilities.json``, ``doctor --json`` and ``user.meshkit.capabilities``."""
@@ -62,7 +72,8 @@ class KeyVault(Protocol):
     `create` and `load` raise `MeshkitError` with ``keyvault_unavailable`` (the back end is not there),
     ``keyvault_refused`` (it is there, but weaker than its name promises), ``identity_locked`` (it could
     not be unlocked), ``wrong_passphrase``; `load` also with ``identity_not_found`` (nothing was ever
-    stored) and ``identity_corrupt``; `create` with ``already_initialized``.
+    stored), ``identity_corrupt``, and of a TPM or credential ``keyvault_locked_out``,
+    ``keyvault_pcr_changed``, ``keyvault_replaced``; `create` with ``already_initialized``.
     """
 
     @property
@@ -85,6 +96,25 @@ class KeyVault(Protocol):
     def destroy(self) -> None:
         """Forget the key. Not a secure erasure: copies on the disk or in backups are out of reach."""
         ...
+
+    def asks(self) -> str | None:
+        """The prompt with which `load` would ask its `Passphrase` now; None if it asks for none."""
+        ...
+
+    def forget(self) -> None:
+        """Lock: after this, `load` needs again what it needed at first. Never raises, never asks."""
+        ...
+
+
+def ask(passphrase: Passphrase | None, prompt: str) -> str:
+    """Return the answer to ``prompt``; ``identity_locked`` if there is nobody to ask."""
+    if passphrase is None:
+        raise MeshkitError("identity_locked", "a passphrase is needed and there is nobody to ask")
+    # One passphrase, however the keyboard composes its accents (RFC 8265, OpaqueString).
+    phrase = unicodedata.normalize("NFC", passphrase(prompt))
+    if any(0xD800 <= ord(character) < 0xE000 for character in phrase):
+        raise MeshkitError("invalid_argument", "the passphrase is not valid text")
+    return phrase
 
 
 def derive_key(secret: bytes, label: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from meshkitfs.core.secret_memory import wipe
 from meshkitfs.errors import MeshkitError
 
 _MAX_BYTES: Final = 4096
+_TEMPORARY: Final = re.compile(r"\.key(?:vault\.[a-z0-9-]+|-move)\.[0-9a-f]{16}")
 
 
 def vault_file(directory: Path, kind: str) -> Path:
@@ -28,25 +30,45 @@ def create_private(path: Path, content: bytes) -> None:
     Raises MeshkitError: ``already_initialized`` if anything has that name, ``keyvault_unavailable`` if the
     directory does not take it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            # The umask can only have taken bits away; the owner must be able to read it back.
-            os.fchmod(fd, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
+        with _temporary(path, content) as temporary:
             # link() and not rename(): it fails if the name exists, so two creators cannot both win.
             os.link(temporary, path)
-        finally:
-            temporary.unlink()
         _sync_directory(path.parent)
     except FileExistsError:
         raise MeshkitError("already_initialized", f"{path} exists") from None
     except OSError as error:
         raise MeshkitError("keyvault_unavailable", f"cannot write {path}: {error.strerror}") from None
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` (mode 0600) in place of what may be there; never half of it.
+
+    Raises MeshkitError ``keyvault_unavailable``.
+    """
+    try:
+        with _temporary(path, content) as temporary:
+            temporary.rename(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise MeshkitError("keyvault_unavailable", f"cannot write {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, content: bytes) -> Iterator[Path]:
+    """A private file beside ``path`` with this content, on disk; gone afterwards if it is there still."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        # The umask can only have taken bits away; the owner must be able to read it back.
+        os.fchmod(fd, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_private(path: Path) -> bytes:
@@ -104,6 +126,16 @@ def remove(path: Path) -> None:
         return
     except OSError as error:
         raise MeshkitError("keyvault_unavailable", f"cannot remove {path}: {error.strerror}") from None
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a kill left of files that were being written in ``directory``, which nobody else writes to.
+
+    Of a key vault such a file can hold the key.
+    """
+    for path in directory.glob(".key*"):
+        if _TEMPORARY.fullmatch(path.name):
+            remove(path)
 
 
 def _require_private(path: Path, status: os.stat_result) -> None:

@@ -18,13 +18,10 @@ commitment tells a wrong passphrase from a changed seal, and makes the seal open
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import os
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,9 +39,11 @@ from meshkitfs.keyvault._api import (
     PASSPHRASE_PROMPT,
     KeyVaultReport,
     Passphrase,
+    ask,
     check_size,
 )
 from meshkitfs.keyvault._files import create_private, read_private, remove, vault_file
+from meshkitfs.keyvault._text import b64, unb64
 
 MIN_PASSPHRASE: Final = 8
 """Fewest characters of a new passphrase (NIST SP 800-63B)."""
@@ -69,6 +68,8 @@ class Cost:
 # ceiling keeps a changed header from taking all memory or hours.
 FLOOR: Final = Cost(memory=64 * 1024, passes=3, lanes=1)
 _CEILING: Final = Cost(memory=4 * 1024 * 1024, passes=64, lanes=64)
+# Memory times passes (KiB): twenty times the product's own. Each of the two may be large, not both.
+_MOST_WORK: Final = 16 * 1024 * 1024
 
 
 class PassphraseFileVault:
@@ -118,12 +119,12 @@ class PassphraseFileVault:
         _require_cost(self._cost, self._path)
         salt, nonce = os.urandom(_SALT), os.urandom(_NONCE)
         cost = self._cost
-        header = f"$argon2id$v=19$m={cost.memory},t={cost.passes},p={cost.lanes}${_b64(salt)}"
+        header = f"$argon2id$v=19$m={cost.memory},t={cost.passes},p={cost.lanes}${b64(salt)}"
         aad = f"{_MAGIC}\n{header}\n".encode()
         key, commit_key = _stretch(phrase, salt, cost)
         commitment = hmac.digest(commit_key, aad, "sha256")
         sealed = AESGCM(key).encrypt(nonce, secret, aad)
-        body = aad + f"{_b64(commitment)}${_b64(nonce)}${_b64(sealed)}\n".encode()
+        body = aad + f"{b64(commitment)}${b64(nonce)}${b64(sealed)}\n".encode()
         create_private(self._path, body + f"{hashlib.sha256(body).hexdigest()}\n".encode())
         self._unlocked = True
 
@@ -146,14 +147,14 @@ class PassphraseFileVault:
         remove(self._path)
         self._unlocked = False
 
+    def asks(self) -> str:
+        return PASSPHRASE_PROMPT
+
+    def forget(self) -> None:
+        self._unlocked = False
+
     def _ask(self, prompt: str) -> str:
-        if self._passphrase is None:
-            raise MeshkitError("identity_locked", "a passphrase is needed and there is nobody to ask")
-        # One passphrase, however the keyboard composes its accents (RFC 8265, OpaqueString).
-        phrase = unicodedata.normalize("NFC", self._passphrase(prompt))
-        if any(0xD800 <= ord(character) < 0xE000 for character in phrase):
-            raise MeshkitError("invalid_argument", "the passphrase is not valid text")
-        return phrase
+        return ask(self._passphrase, prompt)
 
     def __repr__(self) -> str:
         return f"PassphraseFileVault({str(self._path)!r})"
@@ -181,11 +182,11 @@ def _parse(content: bytes, path: Path) -> _File:
         cost = Cost(*(int(number) for number in match.group(1, 2, 3)))
         file = _File(
             cost=cost,
-            salt=_unb64(match.group(4), _SALT),
+            salt=unb64(match.group(4), _SALT),
             aad=f"{magic}\n{header}\n".encode(),
-            commitment=_unb64(commitment, _COMMITMENT),
-            nonce=_unb64(nonce, _NONCE),
-            sealed=_unb64(sealed, _SEALED),
+            commitment=unb64(commitment, _COMMITMENT),
+            nonce=unb64(nonce, _NONCE),
+            sealed=unb64(sealed, _SEALED),
         )
     except ValueError:
         raise MeshkitError("identity_corrupt", f"{path} is damaged or of another kind") from None
@@ -200,6 +201,11 @@ def _require_cost(cost: Cost, path: Path) -> None:
             raise MeshkitError(
                 "keyvault_refused", f"{path}: Argon2id {name} {value}, not {lowest}..{highest}"
             )
+    if cost.memory * cost.passes > _MOST_WORK:
+        raise MeshkitError(
+            "keyvault_refused",
+            f"{path}: Argon2id {cost.memory} KiB x {cost.passes}, not at most {_MOST_WORK}",
+        )
 
 
 def _stretch(phrase: str, salt: bytes, cost: Cost) -> tuple[bytes, bytes]:
@@ -225,17 +231,3 @@ def _stretch(phrase: str, salt: bytes, cost: Cost) -> tuple[bytes, bytes]:
         return both[:KEY_BYTES], both[KEY_BYTES:]
     finally:
         wipe(both)
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode().rstrip("=")
-
-
-def _unb64(text: str, size: int) -> bytes:
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as error:
-        raise ValueError from error
-    if len(data) != size or _b64(data) != text:
-        raise ValueError
-    return data

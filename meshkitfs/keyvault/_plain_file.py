@@ -65,5 +65,11 @@ class PlainFileVault:
     def destroy(self) -> None:
         remove(self._path)
 
+    def asks(self) -> None:
+        return
+
+    def forget(self) -> None:
+        """There is nothing to lock."""
+
     def __repr__(self) -> str:
         return f"PlainFileVault({str(self._path)!r})"

@@ -14,7 +14,6 @@ import binascii
 import contextlib
 import os
 import secrets
-import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from meshkitfs.core.secret_memory import wipe_text
 from meshkitfs.errors import MeshkitError
 from meshkitfs.keyvault._api import KEY_BYTES, SECRET_SERVICE, KeyVaultReport, check_size
+from meshkitfs.keyvault._deadline import within
 from meshkitfs.keyvault._files import create_private, read_private, remove, vault_file
 
 # The keyring and D-Bus libraries are imported where they are used: they cost a tenth of a second, and most
@@ -131,6 +131,13 @@ class SecretServiceVault:
         _within(PROMPT_SECONDS, lambda: self._delete(item))
         remove(self._pointer)
 
+    def asks(self) -> None:
+        """The keyring asks by itself, where there is a display."""
+        return
+
+    def forget(self) -> None:
+        """Nothing is kept here. The keyring is the session's: locking it would lock everybody's."""
+
     def _item(self) -> str:
         content = read_private(self._pointer).decode("ascii", "replace")
         item = content.removeprefix(_POINTER).removesuffix("\n")
@@ -173,7 +180,8 @@ class SecretServiceVault:
 
     def _delete(self, item: str) -> None:
         look = _look(item)
-        if look.found or look.locked:
+        # Where there is no collection at all, there is nothing to delete.
+        if look.collection is not None and (look.found or look.locked):
             self._keyring(look.collection).delete_password(_SERVICE, _username(item))
 
     def _keyring(self, collection: str | None) -> KeyringBackend:
@@ -258,28 +266,14 @@ def _decode(text: str) -> bytes:
 
 
 def _within(seconds: float, work: Callable[[], _T]) -> _T:
-    """Run ``work`` with a deadline (the D-Bus library has none) and every failure classified.
+    """Run ``work`` with a deadline (the D-Bus library has none) and every failure classified."""
 
-    After the deadline the thread is left to itself: it waits for a prompt that only a person can end.
-    """
-    results: list[_T] = []
-    failures: list[MeshkitError] = []
+    def run() -> _T:
+        with _classified():
+            return work()
 
-    def run() -> None:
-        try:
-            with _classified():
-                results.append(work())
-        except MeshkitError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="secret-service", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failures:
-        raise failures[0]
-    if not results:
-        raise MeshkitError("identity_locked", f"the Secret Service did not answer within {seconds:.0f} s")
-    return results[0]
+    late = MeshkitError("identity_locked", f"the Secret Service did not answer within {seconds:.0f} s")
+    return within(seconds, run, late)
 
 
 @contextlib.contextmanager
