@@ -94,6 +94,13 @@ _ROWS: Final = (
     ("capability_denied", "access", _errno.EACCES,
      "The capability token does not allow this, or is not good (any more).",
      "Ask the owner for a new token, or for one with the right it lacks."),
+    ("key_release_refused", "access", _errno.EACCES,
+     "The service that holds the other half of this share's key does not hand it out.",
+     "The detail has its reason: ask the share's owner for what is missing there."),
+    ("key_release_unavailable", "access", _errno.EACCES,
+     "The service that holds the other half of this share's key gave no usable answer.",
+     "Try again; if it stays, tell whoever runs that service, and check this device's clock. A service that "
+     "this home does not know has to be named in its configuration ('release.service')."),
     ("right_not_granted", "access", _errno.EACCES,
      "The grant does not include this right.",
      "Ask the owner for it ('meshkitfs share add SHARE YOU --rights write')."),

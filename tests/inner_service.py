@@ -33,14 +33,15 @@ UNLIMITED = Rate(1e6, 1e6)
 class InnerService:
     """``join`` is the policy, ``token`` what ``token`` asks for; ``names`` are authorities beside its own.
 
-    ``tls`` is a pair of PEM files (certificate chain, key). ``clock`` may be replaced at any time.
+    ``tls`` is a pair of PEM files (certificate chain, key). ``clock`` may be replaced at any time. ``more`` is
+    for `Service`: what makes it a release service too.
     """
 
-    def __init__(self, home, join="open", token=None, names=(), tls=None):
+    def __init__(self, home, join="open", token=None, names=(), tls=None, **more):
         self.home = home
         self.clock = time.time
         self.refused = []
-        self._join, self._token, self._names, self._tls = join, token, names, tls
+        self._join, self._token, self._names, self._tls, self._more = join, token, names, tls, more
         self._started = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="service", daemon=True)
         self._thread.start()
@@ -63,7 +64,7 @@ class InnerService:
     async def _main(self):
         self._trio = trio.lowlevel.current_trio_token()
         self._stop = trio.Event()
-        self.service = Service(self.home, Quotas(), clock=lambda: self.clock())
+        self.service = Service(self.home, Quotas(), clock=lambda: self.clock(), **self._more)
         sockets = open_sockets(("127.0.0.1:0",))
         settings = Settings(
             join=self._join, names=names_of(sockets) | set(self._names), identity_rate=UNLIMITED,

@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from meshkitfs.core import blocks, cid, cobblestone, cose, entries, keys, manifest, records
+from meshkitfs.core import blocks, cid, cobblestone, cose, entries, keys, manifest, records, release
 from meshkitfs.core.blocks import HOLE, MAGIC, Where
 from meshkitfs.core.capability import Token
 from meshkitfs.core.decision import SignedDecision, question_hash
@@ -395,21 +395,78 @@ def frozen_sample():
     }
 
 
+def release_vectors():
+    """Two halves of an epoch's key, the mask of a snapshot, and a release service's statement of its key."""
+    service = keys.SigningKey.from_seed(fixed("release service"))
+    enc = keys.EncryptionKey.from_seed(fixed("release seal"))
+    secret = release.EpochSecret(
+        SHARE, 7, SEED, release.ReleaseService("https://keys.example", service.public)
+    )
+    mask = release.snapshot_mask(secret.release_half, fixed("capsule id", 16))
+    return {
+        "seed": SEED.hex(),
+        "share": SHARE.hex(),
+        "epoch": 7,
+        "capsule_half": secret.capsule_half.hex(),
+        "release_half": secret.release_half.hex(),
+        "epoch_key": secret.key.hex(),
+        "snapshot": {"capsule": fixed("capsule id", 16).hex(), "mask": mask.hex()},
+        "service": service.public.hex(),
+        "record": release.ReleaseKey(enc.public, NOW).sign(service).hex(),
+    }
+
+
+def frozen_release():
+    """Capsules of version 2, a deposit and a release: samples of the first program that made them."""
+    owner, recipient = keys.SigningKey.from_seed(fixed("owner")), keys.EncryptionKey.from_seed(fixed("bob"))
+    service = keys.SigningKey.from_seed(fixed("release service"))
+    enc = keys.EncryptionKey.from_seed(fixed("release seal"))
+    where = release.ReleaseService("https://keys.example", service.public)
+    secret = release.EpochSecret(SHARE, 7, SEED, where)
+    header = {
+        "id": fixed("capsule id", 16), "grant": "live", "share": SHARE, "oid": OID, "epoch": 7, "nbf": NOW,
+        "exp": NOW + 604800, "seq": 4, "rights": ["read"],
+    }  # fmt: skip
+    half = records.make_capsule(
+        owner, header | {"rel": where.header("half")}, secret.key, recipient.public, secret.capsule_half
+    )
+    whole = records.make_capsule(
+        owner, header | {"rel": where.header("whole")}, secret.key, recipient.public, secret.raw
+    )
+    answer = release.Release(
+        SHARE, cose.record_hash(half), 7, recipient.kid, fixed("nonce", 16), NOW, NOW + 300
+    )
+    return {
+        "recipient_seed": fixed("bob").hex(),
+        "service_seed": fixed("release seal").hex(),
+        "owner": owner.public.hex(),
+        "service": service.public.hex(),
+        "key": secret.key.hex(),
+        "capsule": half.hex(),
+        "whole": whole.hex(),
+        "deposit": secret.deposit(enc.public).sign(owner).hex(),
+        "release": answer.sealing(secret.release_half, recipient.public).sign(service).hex(),
+    }
+
+
 VECTORS = {
     "blocks.json": block_vectors,
     "conditions.json": condition_vectors,
     "keys.json": key_vectors,
     "records.json": record_vectors,
     "share.json": share_vector,
+    "release.json": release_vectors,
 }
+FROZEN = {"frozen.json": frozen_sample, "frozen_release.json": frozen_release}
 
 
 def main():
     DIRECTORY.mkdir(exist_ok=True)
     for name, make in VECTORS.items():
         (DIRECTORY / name).write_text(json.dumps(make(), indent=1) + "\n")
-    if not (DIRECTORY / "frozen.json").exists():
-        (DIRECTORY / "frozen.json").write_text(json.dumps(frozen_sample(), indent=1) + "\n")
+    for name, make in FROZEN.items():
+        if not (DIRECTORY / name).exists():
+            (DIRECTORY / name).write_text(json.dumps(make(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

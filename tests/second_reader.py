@@ -1,6 +1,6 @@
 """A second reader of the format, written from docs/format.md. It shares no code with meshkitfs.
 
-It uses the standard library, AES-GCM, HKDF-Expand, Ed25519 and HPKE from ``cryptography``, and dag-cbor.
+It uses the standard library, AES-GCM, HKDF, Ed25519 and HPKE from ``cryptography``, and dag-cbor.
 It is slow and complete: it refuses whatever the document says must be refused, and needs only bytes:
 
     for path, kind, content in read_share(owner_public, epoch_key, head_blob, get): ...
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519, mlkem, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 CHUNK = 16384
 HOLE = b"\0" * 64
@@ -456,23 +456,91 @@ def token(data):
     return issuer, blocks
 
 
-def open_capsule(seed, record, owner_pub):
-    """Return (header, key) of a capsule, given the recipient's 32-byte X-Wing seed."""
-    payload = verify(record, "mk/cap@1", [owner_pub])
-    need(set(payload) == {"t", "h", "w"} and len(payload["w"]) == 1168, "capsule")
-    header = payload["h"]
-    need(header["frm"] == kid(owner_pub), "sender")
+def xwing(seed):
+    """Return (private key, public bytes) of a 32-byte X-Wing seed."""
     expanded = hashlib.shake_256(seed).digest(96)
     pq = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
     classic = x25519.X25519PrivateKey.from_private_bytes(expanded[64:])
     public = pq.public_key().public_bytes_raw() + classic.public_key().public_bytes_raw()
-    need(header["to"] == kid(public), "recipient")
-    info = b"mk/cap@1\0" + sha256(dag_cbor.encode(header)) + header["to"]
+    return MLKEM768X25519PrivateKey(pq, classic), public
+
+
+def unwrap(private, sealed, info):
     suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
     try:
-        key = suite.decrypt(payload["w"], MLKEM768X25519PrivateKey(pq, classic), info=info)
+        return suite.decrypt(sealed, private, info=info)
     except (InvalidTag, ValueError) as error:
         raise FormatError("wrap") from error
+
+
+def expand(key, label):
+    return HKDFExpand(hashes.SHA256(), 32, label).derive(key)
+
+
+def open_capsule(seed, record, owner_pub, half=None):
+    """Return (header, key) of a capsule, given the recipient's 32-byte X-Wing seed.
+
+    ``half`` is what a release service gave, where the capsule holds only a half.
+    """
+    typ = "mk/cap@2" if b"mk/cap@2" in record[:40] else "mk/cap@1"
+    payload = verify(record, typ, [owner_pub])
+    need(set(payload) == {"t", "h", "w"} and len(payload["w"]) == 1168, "capsule")
+    header = payload["h"]
+    need(header["frm"] == kid(owner_pub) and (header["t"], header["v"]) == (typ, int(typ[-1])), "header")
+    private, public = xwing(seed)
+    need(header["to"] == kid(public), "recipient")
+    held = unwrap(
+        private, payload["w"], typ.encode() + b"\0" + sha256(dag_cbor.encode(header)) + header["to"]
+    )
+    need(("rel" in header) == (typ == "mk/cap@2"), "release")
+    key = whole(header, held, half) if "rel" in header else held
     label = b"mk/kc@1\0" + header["oid"] + struct.pack(">QQ", header["epoch"], header["ver"])
-    need(HKDFExpand(hashes.SHA256(), 32, label).derive(key) == header["kc"], "key commitment")
+    need(expand(key, label) == header["kc"], "key commitment")
     return header, key
+
+
+def halves(seed, share, epoch):
+    """Return (capsule half, release half) of an epoch's seed."""
+    place = share + struct.pack(">Q", epoch)
+    return expand(seed, b"mk/ch@1\0" + place), expand(seed, b"mk/rh@1\0" + place)
+
+
+def joined(capsule_half, release_half, share, epoch):
+    """Return the epoch key of two halves."""
+    info = b"mk/ek@1\0" + share + struct.pack(">Q", epoch)
+    return HKDF(hashes.SHA256(), 32, b"mk/ek@1", info).derive(capsule_half + release_half)
+
+
+def whole(header, held, half):
+    need(set(header["rel"]) == {"key", "part", "url"}, "release service")
+    share, epoch = header["share"], header["epoch"]
+    if header["rel"]["part"] == "whole":
+        need(header["grant"] == "live", "a snapshot's seed")
+        return joined(*halves(held, share, epoch), share, epoch)
+    need(header["rel"]["part"] == "half" and half is not None and len(half) == 32, "the other half")
+    if header["grant"] == "snapshot":
+        return bytes(a ^ b for a, b in zip(held, half, strict=True))
+    return joined(held, half, share, epoch)
+
+
+def open_release(seed, record, service_pub, expected):
+    """Return the half in a release service's answer; ``expected`` are fields that it must have."""
+    payload = verify(record, "mk/release@1", [service_pub])
+    names = {"t", "share", "capsule", "epoch", "to", "nonce", "iat", "exp", "half"}
+    need(set(payload) == names and len(payload["half"]) == 1168, "release")
+    need(uint(payload["iat"]) and payload["iat"] < payload["exp"] <= payload["iat"] + 3600, "times")
+    need(all(payload[name] == value for name, value in expected.items()), "another answer")
+    private, public = xwing(seed)
+    need(payload["to"] == kid(public), "recipient")
+    said = {name: value for name, value in payload.items() if name not in ("t", "half")}
+    return unwrap(private, payload["half"], b"mk/release@1\0" + sha256(dag_cbor.encode(said)))
+
+
+def open_deposit(seed, record, owner_pub):
+    """Return (share, epoch, half) of what an owner left at a release service with this X-Wing seed."""
+    payload = verify(record, "mk/half@1", [owner_pub])
+    need(set(payload) == {"t", "share", "epoch", "to", "half"}, "deposit")
+    private, public = xwing(seed)
+    need(payload["to"] == kid(public), "recipient")
+    info = b"mk/half@1\0" + payload["share"] + struct.pack(">Q", payload["epoch"]) + payload["to"]
+    return payload["share"], payload["epoch"], unwrap(private, payload["half"], info)

@@ -13,6 +13,7 @@ from meshkitfs.core import (
     _unwrap,
     blocks,
     capability,
+    capsule,
     cbor,
     cid,
     cobblestone,
@@ -24,6 +25,7 @@ from meshkitfs.core import (
     membership,
     pinned,
     records,
+    release,
 )
 from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import HOLE, SealedBlock, VerifiedBlock, Where, open_block
@@ -70,7 +72,8 @@ def test_the_document_says_what_the_code_does():
     assert QUESTION in joined
     types += [membership.VaultRecord.TYPE, membership.Revocations.TYPE]
     types += [capability.Block.TYPE]
-    types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE]
+    types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE, capsule.TYPE_2]
+    types += [release.ReleaseKey.TYPE, release.Deposit.TYPE, release.Release.TYPE]
     for label in (
         *types,
         "mk/blk@1",
@@ -79,6 +82,10 @@ def test_the_document_says_what_the_code_does():
         "mk/man@1",
         "mk/vk@1",
         "mk/kc@1",
+        "mk/ch@1",
+        "mk/rh@1",
+        "mk/ek@1",
+        "mk/rs@1",
         "mk/kid@1",
         "mk/fp@1",
     ):
@@ -88,7 +95,8 @@ def test_the_document_says_what_the_code_does():
         assert f"{limit:,}" in text, limit
     signed = (records.Head, records.Roster, records.Timestamp, records.Retention, records.IdentityRecord)
     lists = (membership.VaultRecord, membership.Revocations, capability.Block)
-    for record in (*signed, *lists, Endorsement):
+    released = (release.ReleaseKey, release.Deposit, release.Release)
+    for record in (*signed, *lists, Endorsement, *released):
         for field in record.FIELDS:
             assert f"`{field}`" in text, field
 
@@ -182,8 +190,8 @@ def test_the_frozen_capsule_and_letter_open():
     seed, owner = bytes.fromhex(frozen["recipient_seed"]), bytes.fromhex(frozen["owner"])
     recipient = keys.EncryptionKey.from_seed(seed)
     blob = bytes.fromhex(frozen["capsule"])
-    capsule = records.Capsule.parse(blob, {keys.kid_of(owner): owner})
-    assert _unwrap.open_capsule(capsule, recipient).hex() == frozen["key"]
+    granted = records.Capsule.parse(blob, {keys.kid_of(owner): owner})
+    assert _unwrap.open_capsule(granted, recipient).hex() == frozen["key"]
     header, key = second_reader.open_capsule(seed, blob, owner)
     assert key.hex() == frozen["key"]
     assert (header["pol"]["id"], header["rights"]) == ("policy-9", ["list", "read"])

@@ -1169,7 +1169,7 @@ def test_a_file_of_version_1_is_brought_up_to_date(tmp_path):
     with evil.opened(path) as old, evil.opened(tmp_path / "new.db") as new:
         # The statements are the same but for the place where they stand.
         assert old.execute(tables).fetchall() == new.execute(tables).fetchall()
-        assert old.execute("PRAGMA user_version").get == new.execute("PRAGMA user_version").get == 4
+        assert old.execute("PRAGMA user_version").get == new.execute("PRAGMA user_version").get == 5
 
 
 def test_several_homes_meet_an_old_file_at_once(tmp_path):

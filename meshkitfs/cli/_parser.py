@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from .. import __version__
-from ..daemon.config import FSYNC, KEY_VAULTS
+from ..daemon.config import ENFORCEMENT, FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _locking, _mounting, _people, _providers, _shares
 from ._audit import audit_commands
@@ -273,6 +273,17 @@ def _share_commands(add: _Adder) -> None:
     )
     create.add_argument("name", metavar="NAME")
     create.add_argument("--if-needed", action="store_true", help="succeed if there is a share of that name")
+    create.add_argument(
+        "--enforcement",
+        choices=ENFORCEMENT,
+        help="who enforces access: the client (each member's program), or a release service, which holds "
+        "half of the key (default: as configured, else client)",
+    )
+    create.add_argument(
+        "--release-service",
+        metavar="URL",
+        help="which one (default: as configured, else the metadata service)",
+    )
     share.command("list", _shares.list_shares, "list the shares, yours and other people's")
     show = share.command("show", _shares.show, "show one share and who has access to it")
     show.add_argument("share", metavar="SHARE")

@@ -79,6 +79,9 @@ def serve_commands(add: Any) -> None:
         "--join", metavar="POLICY", help="who may become a member: invite (default), token, open"
     )
     parser.add_argument("--join-token-file", metavar="FILE", help="the token of the policy 'token'")
+    parser.add_argument(
+        "--release-key-file", metavar="FILE", help="release keys: a file of mode 0600 with 64 hex digits"
+    )
     parser.add_argument("--tls-cert-file", metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--tls-key-file", metavar="FILE", help="its private key, PEM")
     parser.add_argument(
@@ -125,6 +128,8 @@ def settings_of(server: Any, args: argparse.Namespace) -> Any:
         overrides["join"] = args.join
     if getattr(args, "join_token_file", None):
         overrides["join_token"] = server.SecretSource(file=Path(args.join_token_file).absolute())
+    if getattr(args, "release_key_file", None):
+        overrides["release_key"] = server.SecretSource(file=Path(args.release_key_file).absolute())
     tls = [getattr(args, name, None) for name in ("tls_cert_file", "tls_key_file", "tls_client_ca_file")]
     if any(tls):
         if not (tls[0] and tls[1]):

@@ -46,15 +46,19 @@ def share_rows(shares: list[dict[str, Any]]) -> list[list[object]]:
 
 def create(context: Context, args: argparse.Namespace) -> int:
     """``share create NAME``"""
+    wanted = {"name": args.name, "enforcement": args.enforcement, "release_service": args.release_service}
     try:
-        data = context.call("share.create", {"name": args.name})
+        data = context.call("share.create", {name: said for name, said in wanted.items() if said is not None})
     except MeshkitError as error:
         if error.code != "share_exists" or not args.if_needed:
             raise
         data = context.call("share.show", {"share": args.name})
         context.out.result(data, [f"The share {printable(args.name)} is there already."])
         return 0
-    context.out.result(data, [f"Created the share {printable(data.get('name', args.name))}."])
+    lines = [f"Created the share {printable(data.get('name', args.name))}."]
+    if data.get("enforcement") == "release":
+        lines.append(f"{printable(data.get('release_service'))} holds half of its key.")
+    context.out.result(data, lines)
     return 0
 
 
@@ -81,6 +85,7 @@ def show(context: Context, args: argparse.Namespace) -> int:
             ("head", data.get("head")),
             ("epoch", data.get("epoch")),
             ("entries", data.get("entries")),
+            ("enforcement", _enforcement(data)),
             ("state", data.get("state")),
             ("reason", data.get("reason")),
             ("conflicts", ", ".join(data.get("conflicts") or ())),
@@ -263,6 +268,12 @@ def decline(context: Context, args: argparse.Namespace) -> int:
 
 def _rights(item: Mapping[str, Any]) -> str:
     return ", ".join(str(right) for right in item.get("rights") or ())
+
+
+def _enforcement(share: Mapping[str, Any]) -> str | None:
+    if share.get("enforcement") == "release":
+        return f"release, by {printable(share.get('release_service'))}"
+    return share.get("enforcement")
 
 
 def _conditions(item: Mapping[str, Any]) -> str:

@@ -16,14 +16,15 @@ from meshkitfs.core import cbor, cose, hpke
 from meshkitfs.core.fields import Check, array, blob, check_fields, choice, nullable, refuse, time, uint
 from meshkitfs.core.fields import text as text_field
 from meshkitfs.core.keys import SigningKey, key_commit, kid_of
+from meshkitfs.core.release import ReleaseService
 
-__all__ = ["RIGHTS", "RULES_MAX", "WRAP_SIZE", "Capsule", "capsule_info", "make_capsule"]
+__all__ = ["RIGHTS", "RULES_MAX", "WRAP_SIZE", "Capsule", "capsule_info", "capsule_type", "make_capsule"]
 
 RIGHTS: Final = ("list", "read", "reshare", "write")
 WRAP_SIZE: Final = 32 + hpke.OVERHEAD
 RULES_MAX: Final = 8192  # bytes of the rules of a policy
 TYPE: Final = "mk/cap@1"
-_VERSION: Final = 1
+TYPE_2: Final = "mk/cap@2"
 
 # What a provider decides, and what the recipient's own device decides by the rules that stand here.
 _ASKED_FIELDS: Final[Mapping[str, Check]] = {
@@ -44,8 +45,20 @@ def _policy(value: Any) -> bool:
     return True
 
 
+_RELEASE_FIELDS: Final[Mapping[str, Check]] = {
+    "key": blob(32),
+    "part": choice("half", "whole"),
+    "url": text_field(1024, 1),
+}
+
+
+def _release(value: Any) -> bool:
+    check_fields(value, _RELEASE_FIELDS, "a release service")
+    return True
+
+
 _HEADER: Final[Mapping[str, Check]] = {
-    "v": uint(_VERSION, _VERSION),
+    "v": uint(1, 1),
     "t": choice(TYPE),
     "id": blob(16),
     "grant": choice("live", "snapshot"),
@@ -68,6 +81,12 @@ _HEADER: Final[Mapping[str, Check]] = {
     "cap": nullable(text_field(256, 1)),
     "offline_grace": uint(0, 366 * 86400),
 }
+_HEADER_2: Final[Mapping[str, Check]] = {
+    **_HEADER,
+    "v": uint(2, 2),
+    "t": choice(TYPE_2),
+    "rel": _release,
+}
 # What a caller may leave out of a header it wants signed.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "ver": 0,
@@ -82,13 +101,19 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 _OURS: Final = frozenset(("v", "t", "kc", "frm", "to"))
 
 
+def capsule_type(blob: bytes) -> str:
+    """Return of which type a capsule says that it is. Nothing is verified."""
+    return TYPE_2 if cose.claims(blob, TYPE_2) else TYPE
+
+
 def capsule_info(header: Mapping[str, Any]) -> bytes:
     """Return the HPKE info of a capsule with this header: label, header hash, recipient kid."""
-    return b"mk/cap@1\0" + hashlib.sha256(cbor.encode(dict(header))).digest() + bytes(header["to"])
+    label: bytes = header["t"].encode()
+    return label + b"\0" + hashlib.sha256(cbor.encode(dict(header))).digest() + bytes(header["to"])
 
 
-def _check_header(header: Any) -> None:
-    check_fields(header, _HEADER, "a capsule")
+def _check_header(header: Any, typ: str) -> None:
+    check_fields(header, _HEADER_2 if typ == TYPE_2 else _HEADER, "a capsule")
     if header["grant"] == "live":
         if header["ver"] or header["root"]:
             raise refuse("a live grant names no version")
@@ -98,6 +123,8 @@ def _check_header(header: Any) -> None:
         raise refuse("a capsule that ends before it begins")
     if not header["rights"] or header["rights"] != sorted(header["rights"]):
         raise refuse("rights out of order, or none")
+    if typ == TYPE_2 and header["grant"] == "snapshot" and header["rel"]["part"] != "half":
+        raise refuse("a snapshot holds no seed")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
@@ -108,7 +135,9 @@ class Capsule:
     of one manifest, whose version and digest ``ver`` and ``root`` pin). ``to`` is the kid of the recipient's
     encryption key, ``frm`` that of the owner's signing key, ``digest`` the capsule's record hash. ``pol`` is
     None or a map: ``id``, ``key`` and ``url`` (a provider is asked), or ``id``, ``rules`` and ``who`` (the
-    rules are here, and ``who`` is the recipient's name in them).
+    rules are here, and ``who`` is the recipient's name in them). ``rel`` is None (version 1), or a map with
+    the ``url`` and the Ed25519 ``key`` of the release service, and the ``part`` that ``wrap`` holds: "half"
+    or "whole".
     """
 
     TYPE: ClassVar[str] = TYPE
@@ -138,6 +167,12 @@ class Capsule:
     wrap: bytes
     info: bytes
     digest: bytes
+    rel: dict[str, Any] | None = None
+
+    @property
+    def service(self) -> ReleaseService | None:
+        """Who holds the other half of the key, if it is in halves."""
+        return None if self.rel is None else ReleaseService(self.rel["url"], self.rel["key"])
 
     def __repr__(self) -> str:
         return f"Capsule(id={self.id.hex()}, grant={self.grant}, rights={','.join(self.rights)})"
@@ -149,11 +184,12 @@ class Capsule:
         Raises MeshkitError ``invalid_record``: not signed by them, ``frm`` is not the signer, a field is
         missing, unknown or invalid, or the wrapped key has another length than `WRAP_SIZE`.
         """
-        payload, kid = cose.verify1(blob, owner_keys, TYPE)
+        typ = capsule_type(blob)
+        payload, kid = cose.verify1(blob, owner_keys, typ)
         if payload.keys() != {"t", "h", "w"}:
             raise refuse("fields of a capsule")
         header, wrap = payload["h"], payload["w"]
-        _check_header(header)
+        _check_header(header, typ)
         if header["frm"] != kid:
             raise refuse("a capsule that names another sender")
         # The length is checked before any key touches it (partitioning oracles).
@@ -164,24 +200,31 @@ class Capsule:
         return cls(**values, wrap=wrap, info=info, digest=cose.record_hash(blob))
 
 
-def make_capsule(owner: SigningKey, header: Mapping[str, Any], key: bytes, recipient_public: bytes) -> bytes:
+def make_capsule(
+    owner: SigningKey, header: Mapping[str, Any], key: bytes, recipient_public: bytes, held: bytes = b""
+) -> bytes:
     """Return a signed capsule that wraps ``key`` (32 bytes) to an X-Wing public key.
 
     ``header`` has the fields of `Capsule` except v, t, kc, frm and to, which are filled in; ver, root,
     minver, pol, vault, cap, offline_grace and kind may be left out; rights are sorted. For a live grant
-    ``key`` is the share's epoch key, for a snapshot the key of that manifest. Raises MeshkitError
-    ``invalid_record`` for a header that breaks a rule or an unusable recipient key.
+    ``key`` is the share's epoch key, for a snapshot the key of that manifest. With ``rel`` in the header,
+    what is wrapped is ``held`` (32 bytes), which leads to ``key`` (`meshkitfs.core.release`). Raises
+    MeshkitError ``invalid_record`` for a header that breaks a rule or an unusable recipient key.
     """
     if len(key) != 32:
         raise ValueError("a capsule holds a key of 32 bytes")
     if _OURS & header.keys():
         raise ValueError("v, t, kc, frm and to are filled in here")
+    if len(held) != (32 if "rel" in header else 0):
+        raise ValueError("a capsule holds something else than its key if, and only if, that is in halves")
+    typ = TYPE_2 if "rel" in header else TYPE
     full: dict[str, Any] = {**_DEFAULTS, **header}
     full["rights"] = sorted(full.get("rights", ()))
     if type(full.get("pol")) is dict and "rules" not in full["pol"]:
         full["pol"] = {"key": None, "url": None} | full["pol"]
-    full |= {"v": _VERSION, "t": TYPE, "frm": owner.kid, "to": kid_of(recipient_public), "kc": bytes(32)}
-    _check_header(full)
+    version = 2 if "rel" in header else 1
+    full |= {"v": version, "t": typ, "frm": owner.kid, "to": kid_of(recipient_public), "kc": bytes(32)}
+    _check_header(full, typ)
     full["kc"] = key_commit(key, full["oid"], full["epoch"], full["ver"])
-    wrap = hpke.wrap(recipient_public, capsule_info(full), key)
-    return cose.sign1(owner, TYPE, {"t": TYPE, "h": full, "w": wrap})
+    wrap = hpke.wrap(recipient_public, capsule_info(full), held or key)
+    return cose.sign1(owner, typ, {"t": typ, "h": full, "w": wrap})

@@ -59,6 +59,13 @@ def sign1(signer: SigningKey, typ: str, payload: Mapping[str, Any]) -> bytes:
     return b"\x84" + _bstr(protected) + b"\xa0" + _bstr(body) + _SIGNATURE + signature
 
 
+def claims(blob: bytes, typ: str) -> bool:
+    """Return whether a record says of itself that it is of type ``typ``. Nothing is verified."""
+    size = len(_protected(bytes(KID_SIZE), typ))
+    at = 1 + len(_head(2, size))
+    return type(blob) is bytes and blob[at + size - len(typ) : at + size] == typ.encode()
+
+
 def _split(blob: bytes, typ: str) -> tuple[bytes, bytes, bytes, bytes]:
     """Return (kid, protected, payload, signature) of a record of exactly this type and form."""
     if type(blob) is not bytes or len(blob) > cbor.MAX_RECORD:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..providers import ProviderSpec
 
 __all__ = [
+    "ENFORCEMENT",
     "FSYNC",
     "KEY_VAULTS",
     "KEY_VAULT_DEMANDS",
@@ -39,6 +40,7 @@ __all__ = [
     "MountConfig",
     "MountOptions",
     "PolicyConfig",
+    "ReleaseConfig",
     "WritingConfig",
     "default_mount_point",
     "load",
@@ -59,12 +61,15 @@ CACHE_S, CACHE_LEAST_S, CACHE_MOST_S = 8 * 3600, 60, 30 * 86400
 _CACHED_VAULTS: Final = ("passphrase-file", "tpm2")
 _FIELDS: Final = (
     *("version", "appId", "identity", "provider", "policy", "persistence"),  # MeshKit's
-    *("metadata", "keyVault", "mount", "writing", "audit", "access"),  # ours
+    *("metadata", "keyVault", "mount", "writing", "audit", "access", "release"),  # ours
 )
 # A proof of freshness is good for no longer; less would end with every answer that is a little late.
 LEASE_LEAST: Final = 15
 LEASE_MOST: Final = 300
 FSYNC: Final = ("published", "journal")
+# Who sees to it that a share is opened only by whom its owner means: the program of whoever opens it, or a
+# release service, without which the key is not whole.
+ENFORCEMENT: Final = ("client", "release")
 # Less would make every larger file wait for the provider block by block.
 SPOOL_LEAST: Final = 16 << 20
 _POLICIES: Final = ("authzen",)
@@ -232,6 +237,19 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseConfig:
+    """Release services: which one this home knows beside its metadata service, and what new shares use.
+
+    ``enforcement`` is one of `ENFORCEMENT`. ``ca_file`` takes the place of the system's certificate
+    authorities for ``service``.
+    """
+
+    service: str = ""
+    ca_file: Path | None = None
+    enforcement: str = ENFORCEMENT[0]
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """What one mount is told on the command line.
 
@@ -257,6 +275,7 @@ class Config:
     app_id: str | None = None
     mount: MountConfig = field(default_factory=MountConfig)
     writing: WritingConfig = field(default_factory=WritingConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
     policy: PolicyConfig | None = None
     audit: AuditConfig = field(default_factory=AuditConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
@@ -287,6 +306,15 @@ class Config:
             result["audit"] = audit
         if self.access != AccessConfig():
             result["access"] = {"leaseSeconds": self.access.lease_seconds}
+        release: dict[str, Any] = {}
+        if self.release.service:
+            release["service"] = self.release.service
+        if self.release.ca_file is not None:
+            release["caFile"] = _relative(self.release.ca_file, base)
+        if self.release.enforcement != ENFORCEMENT[0]:
+            release["enforcement"] = self.release.enforcement
+        if release:
+            result["release"] = release
         return result
 
 
@@ -440,6 +468,7 @@ class _Reader:
             app_id=app_id,
             mount=self._mount(top.get("mount", {})),
             writing=self._writing(top.get("writing", {})),
+            release=self._release(top.get("release", {}), metadata),
             policy=self._policy(top["policy"]) if "policy" in top else None,
             audit=self._audit(top.get("audit", {})),
             access=self._access(top.get("access", {})),
@@ -588,6 +617,21 @@ class _Reader:
         if type(seconds) is not int or not LEASE_LEAST <= seconds <= LEASE_MOST:
             self._fail("access.leaseSeconds", f"must be a number from {LEASE_LEAST} to {LEASE_MOST}")
         return AccessConfig(seconds)
+
+    def _release(self, value: Any, metadata: MetadataConfig) -> ReleaseConfig:
+        item = self._object(value, "release", ("service", "caFile", "enforcement"))
+        enforcement = item.get("enforcement", ENFORCEMENT[0])
+        if enforcement not in ENFORCEMENT:
+            self._fail("release.enforcement", f"{enforcement!r} is not known; {_instead(ENFORCEMENT)}")
+        if "caFile" in item and "service" not in item:
+            self._fail("release.service", "is missing; it goes with 'caFile'")
+        if enforcement == "release" and "service" not in item and not metadata.url:
+            self._fail("release.service", "is missing: which service is to hold the halves of keys?")
+        return ReleaseConfig(
+            self._address(item, "service", "release") if "service" in item else "",
+            self._path(item, "release.caFile", "") if "caFile" in item else None,
+            enforcement,
+        )
 
     def _planned(self, top: Mapping[str, Any], name: str, kinds: tuple[str, ...]) -> None:
         """A section MeshKit has and this version has not: refused, because ignoring it would open doors."""

@@ -57,6 +57,8 @@ def share(item: Share) -> dict[str, Any]:
         "mine": item.row.mine,
         "owner": item.row.owner_handle,
         "rights": sorted(grant.rights) if grant is not None else [],
+        "enforcement": grant.enforcement if grant is not None else None,
+        "release_service": grant.capsule.rel["url"] if grant is not None and grant.capsule.rel else None,
         "expires": grant.capsule.exp if grant is not None else None,
         "version": item.base.version or None,
         "epoch": grant.roster.epoch if grant is not None else None,
@@ -227,6 +229,7 @@ def status(session: Session, lock: Lock) -> dict[str, Any]:
         "counters": {
             "gate_walks": session.gate.counters.walks,
             "unwraps": session.gate.counters.unwraps,
+            "releases": session.services.releases.asked if session.services.releases is not None else 0,
             "refusals": dict(session.gate.counters.refusals),
             "fetches": session.store.counters.gets,
             "puts": session.store.counters.puts,

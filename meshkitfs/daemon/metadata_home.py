@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from meshkitfs.daemon.config import MetadataConfig
+from meshkitfs.core.keys import SigningKey
+from meshkitfs.daemon.config import Config, MetadataConfig
 from meshkitfs.identity import Holder
-from meshkitfs.metadata import RECHECK_S, EmbeddedMetadata, HttpMetadata, Metadata
+from meshkitfs.metadata import (
+    RECHECK_S,
+    EmbeddedMetadata,
+    HttpMetadata,
+    KnownService,
+    Metadata,
+    Releases,
+)
 from meshkitfs.net import Secret, SecretSource, Tls
 from meshkitfs.state import State
 
-__all__ = ["StatePin", "lateness", "open_metadata"]
+__all__ = ["StatePin", "default_release_service", "lateness", "open_metadata", "open_releases"]
 
 _PIN: Final = "service_key"
 
@@ -55,7 +63,7 @@ async def open_metadata(
         holder.request_key,
         StatePin(state),
         mailbox=holder.identity.encryption.kid,
-        tls=Tls(settings.ca_file, settings.client_cert, settings.client_key),
+        tls=_tls(settings),
         uds=settings.socket,
         # Asked for when it is needed: nobody who has joined needs the file any more.
         join=(lambda: join) if join is not None else source.load if named else None,
@@ -65,6 +73,32 @@ async def open_metadata(
         yield service
     finally:
         await service.aclose()
+
+
+def _tls(settings: MetadataConfig) -> Tls:
+    return Tls(settings.ca_file, settings.client_cert, settings.client_key)
+
+
+@asynccontextmanager
+async def open_releases(settings: Config, signing: Callable[[], SigningKey]) -> AsyncIterator[Releases]:
+    """Yield the release services that a home knows: its metadata service, and the one it names."""
+    known = []
+    if settings.metadata.url:
+        known.append(KnownService(settings.metadata.url, _tls(settings.metadata), settings.metadata.socket))
+    if settings.release.service and settings.release.service != settings.metadata.url:
+        known.append(KnownService(settings.release.service, Tls(settings.release.ca_file)))
+    releases = Releases(known, signing)
+    try:
+        yield releases
+    finally:
+        await releases.aclose()
+
+
+def default_release_service(settings: Config) -> str:
+    """Return the release service that new shares use unless that is said; "" if they use none."""
+    if settings.release.enforcement != "release":
+        return ""
+    return settings.release.service or settings.metadata.url
 
 
 def lateness(metadata: Metadata, lease_s: float, ahead_s: float) -> float:

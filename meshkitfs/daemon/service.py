@@ -140,8 +140,12 @@ class Service:
 
     # -- shares ------------------------------------------------------------------------------------
 
-    async def _share_create(self, name: str) -> dict[str, Any]:
-        share = await self.session.book.create(os.fsencode(name))
+    async def _share_create(
+        self, name: str, enforcement: str | None = None, release_service: str | None = None
+    ) -> dict[str, Any]:
+        share = await self.session.book.create(
+            os.fsencode(name), enforcement=enforcement, service=release_service
+        )
         return await self._described(share)
 
     async def _share_list(self) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.auditing import Auditing
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
-from meshkitfs.daemon.metadata_home import open_metadata
+from meshkitfs.daemon.metadata_home import default_release_service, open_metadata, open_releases
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate, Owners
 from meshkitfs.identity import ContactBook, Holder, Identity, Sealer, load_identity
-from meshkitfs.metadata import HttpMetadata, Metadata
+from meshkitfs.metadata import HttpMetadata, Metadata, Releases
 from meshkitfs.policy import Deciders
 from meshkitfs.providers import ByteStore, open_provider
 from meshkitfs.shares import (
@@ -155,6 +155,7 @@ class Session:
             store = await open_provider(settings.provider, absent=absent)
             stack.push_async_callback(_close_store, store)
             metadata = await stack.enter_async_context(open_metadata(settings.metadata, holder, state))
+            releases = await stack.enter_async_context(open_releases(settings, holder.request_key))
             deciders = open_deciders(settings.policy)
             stack.push_async_callback(_close_deciders, deciders)
             spool = await trio.to_thread.run_sync(_spool, home, state)
@@ -163,7 +164,18 @@ class Session:
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             session = cls._assemble(
-                home, settings, vault, holder, sealer, state, store, metadata, deciders, spool, nursery
+                home,
+                settings,
+                vault,
+                holder,
+                sealer,
+                state,
+                store,
+                metadata,
+                releases,
+                deciders,
+                spool,
+                nursery,
             )
             gates.append(session.gate)
             _log.info("key vault", extra={"fields": _facts(await session.look_at_vault())})
@@ -184,8 +196,8 @@ class Session:
     @classmethod
     def _assemble(
         cls, home: Home, settings: configuration.Config, vault: keyvault.KeyVault, holder: Holder,
-        sealer: Sealer, state: State, store: ByteStore, metadata: Metadata, deciders: Deciders, spool: Spool,
-        nursery: trio.Nursery,
+        sealer: Sealer, state: State, store: ByteStore, metadata: Metadata, releases: Releases,
+        deciders: Deciders, spool: Spool, nursery: trio.Nursery,
     ) -> Session:  # fmt: skip
         clock = Clock(state)
         contacts = ContactBook(holder.identity.public.root, state, metadata)
@@ -194,7 +206,7 @@ class Session:
         owners = Owners(lambda: holder.identity, lambda: contacts, state)
         gate = Gate(
             lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing, metadata, state,
-            clock, owners, deciders, lease_s=settings.access.lease_seconds,
+            clock, owners, deciders, releases, lease_s=settings.access.lease_seconds,
         )  # fmt: skip
         spooled = state.staged_digests()
         # Services and session refer to each other through this: events arrive only once it is filled.
@@ -214,6 +226,8 @@ class Session:
             who=holder.identity.handle,
             emit=lambda event: made[0]._on_event(event) if made else None,
             fsync_publishes=settings.writing.fsync == "published",
+            releases=releases,
+            release_service=default_release_service(settings),
         )
         book = ShareBook(services, lambda: made[0].unlocked(), lambda: contacts)
         welcome = Welcome(book, services, lambda: made[0].unlocked(), lambda: contacts)
@@ -292,6 +306,7 @@ class Session:
             await trio.sleep(WATCH_S)
             for share in list(self.book.shares.values()):
                 share.lapse()
+            self.gate.drop_ended()
 
     async def _watch_rosters(self) -> None:
         """Keep this home's own rosters valid, and those whose time is over out."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from meshkitfs.core._unwrap import open_capsule
+from meshkitfs.core._unwrap import open_capsule, open_secret
 from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.core.records import Capsule, Head, Roster
+from meshkitfs.core.release import EpochSecret
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
@@ -24,8 +25,9 @@ from meshkitfs.gate._grant import Grant, HeadView, implied, lease_now, make_gran
 from meshkitfs.gate._kept import Kept, is_newest_seen
 from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._owners import Owners
-from meshkitfs.gate._trace import Trace
-from meshkitfs.metadata import Metadata, ShareState
+from meshkitfs.gate._released import Released
+from meshkitfs.gate._trace import Step, Trace
+from meshkitfs.metadata import Metadata, ReleaseSource, ShareState
 from meshkitfs.policy import PolicyProvider
 from meshkitfs.state import Clock, Mark, Quarantine, ShareRow, State
 
@@ -90,6 +92,7 @@ class Gate:
         clock: Clock,
         owners: Owners,
         policy: PolicyProvider | None = None,
+        releases: ReleaseSource | None = None,
         *,
         lease_s: float = evidence.FRESH_S,
     ) -> None:
@@ -105,6 +108,8 @@ class Gate:
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
         self._keys: dict[bytes, dict[bytes, SecretBytes]] = {}
+        # Those that needed a release service, which end with the release.
+        self._released = Released(releases, clock, self.lists.shown, self._count_unwrap)
         # The last refusal of each share, so that asking again twice a second is not logged twice a second.
         self._refused: dict[bytes, str] = {}
 
@@ -119,6 +124,14 @@ class Gate:
             for key in held.values():
                 key.wipe()
         self._keys.clear()
+        self._released.forget_all()
+
+    def drop_ended(self) -> None:
+        """Drop the keys whose release is over; to be called every now and then."""
+        self._released.drop_ended()
+
+    def _count_unwrap(self) -> None:
+        self.counters.unwraps += 1
 
     async def confirm(self, row: ShareRow, action: str | None) -> Grant:
         """As `open`, but only with a fresh proof: for what must not rest on what was true some time ago."""
@@ -171,6 +184,7 @@ class Gate:
         else:
             # What may not be used is not kept either; a grant that comes back is unwrapped anew.
             self._keys.pop(row.share, None)
+            self._released.forget(row.share)
             level = logging.DEBUG if self._refused.get(row.ref) == error.code else logging.WARNING
             self._refused[row.ref] = error.code
         fields = {
@@ -216,8 +230,7 @@ class Gate:
                     # Known already, so nothing needs to be unwrapped to find it out again.
                     raise MeshkitError(kept.code, kept.detail)
         with trace.step("key") as step:
-            secret = self._unwrap(capsule, capsule_hash, mine)
-            step.note("unwrapped; matches the commitment in the signed capsule")
+            secret, released_until = await self._key(capsule, capsule_hash, mine, now, step)
         with trace.step("head") as step:
             head = await self._head(found, row, capsule, roster, mark)
             step.note(f"version {head.version}", signer=head.writer, since=head.time)
@@ -236,11 +249,29 @@ class Gate:
                 await self._kept.forget(row.ref)
         proofs = {"share_expired": capsule.exp, "freshness_unproven": proof.until, **met.proofs}
 
-        def older(epoch: int) -> SecretBytes:
+        if released_until:
+            proofs["key_release_unavailable"] = released_until
+
+        def of_epoch(epoch: int) -> tuple[bytes, Capsule]:
             for digest, past in proof.capsules.items():
                 if past.epoch == epoch:
-                    return self._unwrap(past, digest, mine)
+                    return digest, past
             raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
+
+        def older(epoch: int) -> SecretBytes:
+            digest, past = of_epoch(epoch)
+            if Released.needed(past):
+                return self._released.key(past, digest)
+            return self._unwrap(past, digest, mine)
+
+        async def reach(epoch: int) -> None:
+            digest, past = of_epoch(epoch)
+            if Released.needed(past):
+                await self._released.obtain(past, digest, capsule, mine[past.to])
+
+        def secret_of(epoch: int) -> EpochSecret:
+            past = of_epoch(epoch)[1]
+            return open_secret(past, mine[past.to])
 
         grant = make_grant(
             secret,
@@ -251,6 +282,8 @@ class Gate:
             now=self._clock.exact(),
             proofs=proofs,
             older=older,
+            reach=reach,
+            secret_of=secret_of,
             withheld=met.withheld,
             one_open=met.one_open,
             owner=proof.owner,
@@ -373,6 +406,22 @@ class Gate:
         except MeshkitError as error:
             # Unknown is not yes: without the store nothing can be proved, whatever its trouble is.
             raise MeshkitError("freshness_unproven", error.detail or error.code) from error
+
+    async def _key(
+        self, capsule: Capsule, capsule_hash: bytes, keys: Mapping[bytes, EncryptionKey], now: int, step: Step
+    ) -> tuple[SecretBytes, int]:
+        """Return the key of ``capsule``, and the end of its release (UNIX seconds; 0 if it needs none)."""
+        if not Released.needed(capsule):
+            secret = self._unwrap(capsule, capsule_hash, keys)
+            step.note("unwrapped; matches the commitment in the signed capsule")
+            return secret, 0
+        held = await self._released.obtain(capsule, capsule_hash, capsule, keys[capsule.to])
+        assert capsule.rel is not None  # a release was needed
+        step.note(
+            f"unwrapped with the half that {capsule.rel['url']} released for {held.exp - now} s more; "
+            "matches the commitment in the signed capsule"
+        )
+        return held.key, held.exp
 
     def _unwrap(
         self, capsule: Capsule, capsule_hash: bytes, keys: Mapping[bytes, EncryptionKey]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,6 +11,7 @@ from meshkitfs.core._mint import mint_key
 from meshkitfs.core.blocks import ContentKey
 from meshkitfs.core.keys import ver_key
 from meshkitfs.core.records import Capsule, Roster
+from meshkitfs.core.release import EpochSecret
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 
@@ -45,6 +46,14 @@ def _no_older(epoch: int) -> SecretBytes:
     raise MeshkitError("right_not_granted", f"this grant holds no key of epoch {epoch}")
 
 
+async def _reach_no_older(epoch: int) -> None:
+    pass  # `_no_older` says so when the key is wanted
+
+
+def _no_secret(epoch: int) -> EpochSecret:
+    raise MeshkitError("right_not_granted", f"this grant holds no key of epoch {epoch} to give away")
+
+
 @dataclass(frozen=True, slots=True)
 class HeadView:
     """The verified newest head of a share: where its tree starts. All zero for a share without one yet."""
@@ -66,9 +75,9 @@ class Grant:
     """
 
     __slots__ = (
-        "_error", "_key", "_lapse", "_older", "_withheld", "capsule", "capsule_hash", "caveats", "deadline",
-        "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "owner", "proved", "rights",
-        "roster", "unproven",
+        "_error", "_key", "_lapse", "_older", "_reach", "_secret_of", "_withheld", "capsule", "capsule_hash",
+        "caveats", "deadline", "expires", "fresh_until", "head", "lifetime", "lists", "one_open", "owner",
+        "proved", "rights", "roster", "unproven",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +89,8 @@ class Grant:
         self._error: MeshkitError | None = None
         self._lapse = "freshness_unproven"
         self._older: Callable[[int], SecretBytes] = _no_older
+        self._reach: Callable[[int], Awaitable[None]] = _reach_no_older
+        self._secret_of: Callable[[int], EpochSecret] = _no_secret
         self._withheld: Mapping[str, MeshkitError] = {}
         # The ids of the access lists that it relies on, and what limits the tokens behind it (for people).
         self.lists: tuple[bytes, ...] = ()
@@ -104,6 +115,11 @@ class Grant:
 
     def __repr__(self) -> str:
         return f"<Grant {'+'.join(sorted(self.rights))} {'alive' if self.alive else 'ended'}>"
+
+    @property
+    def enforcement(self) -> str:
+        """Who sees to it that the grant ends: "client", this program alone; "release", a service too."""
+        return "client" if self.capsule.rel is None else "release"
 
     @property
     def alive(self) -> bool:
@@ -142,7 +158,7 @@ class Grant:
         """End the lease now and forget the key; later uses raise ``error``."""
         self._error = error
         self._key = None
-        self._older = _no_older
+        self._older, self._reach, self._secret_of = _no_older, _reach_no_older, _no_secret
 
     def check(self) -> None:
         """Raise the reason why this grant is over, if it is."""
@@ -172,6 +188,15 @@ class Grant:
         """Return the key that ``ref`` (a 64-byte block reference from an opened manifest) carries."""
         self.check()
         return mint_key(ref[32:])
+
+    async def reach(self, epoch: int) -> None:
+        """Make `root_key` work for ``epoch``: a release service may have to be asked for an older one.
+
+        Raises ``right_not_granted``, ``key_release_refused``, ``key_release_unavailable``.
+        """
+        self.check()
+        if self.capsule.grant == "live" and epoch != self.capsule.epoch:
+            await self._reach(epoch)
 
     def root_key(self, epoch: int, version: int) -> ContentKey:
         """Return the key of the tree's own root manifest.
@@ -211,6 +236,11 @@ class Grant:
         self.require("reshare")
         return bytes(self._secret().view)
 
+    def epoch_secret(self, epoch: int) -> EpochSecret:
+        """Return all that the owner has of an epoch, to make capsules of it, and wipe. Needs ``reshare``."""
+        self.require("reshare")
+        return self._secret_of(epoch)
+
 
 def make_grant(
     key: SecretBytes,
@@ -222,6 +252,8 @@ def make_grant(
     now: float,
     proofs: Mapping[str, int],
     older: Callable[[int], SecretBytes],
+    reach: Callable[[int], Awaitable[None]],
+    secret_of: Callable[[int], EpochSecret],
     withheld: Mapping[str, MeshkitError],
     one_open: bool,
     owner: Mapping[bytes, bytes],
@@ -231,9 +263,10 @@ def make_grant(
     """Make a grant that lives from ``now`` (wall-clock seconds) until the earliest of its proofs ends.
 
     ``proofs`` says until when each of them may be believed, by the code of what follows. ``older`` yields the
-    epoch key of an earlier epoch from an older capsule of the same recipient. ``withheld`` are rights of the
-    capsule that it does not get, with the refusals; ``one_open`` says that the next open asks again;
-    ``owner`` are the owner's keys, ``lists`` and ``caveats`` say what it rests on. For the gate.
+    epoch key of an earlier epoch from an older capsule of the same recipient, ``reach`` makes sure that it
+    can, ``secret_of`` yields what an owner has of an epoch. ``withheld`` are rights of the capsule that it
+    does not get, with the refusals; ``one_open`` says that the next open asks again; ``owner`` are the
+    owner's keys, ``lists`` and ``caveats`` say what it rests on. For the gate.
     """
     grant = Grant(_GATE_ONLY, key, capsule, roster, head)
     grant.capsule_hash = capsule_hash
@@ -245,7 +278,7 @@ def make_grant(
     grant._withheld = withheld
     grant.one_open = one_open
     grant.fresh_until = proofs["freshness_unproven"]
-    grant._older = older
+    grant._older, grant._reach, grant._secret_of = older, reach, secret_of
     grant.owner = owner
     grant.lists = lists
     grant.caveats = caveats

@@ -34,6 +34,8 @@ from meshkitfs.state import State
 __all__ = ["AccessLists", "Proved"]
 
 LIST_DEADLINE_S = 10
+# How many tokens a release service looks at.
+SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,15 @@ class AccessLists:
             f"{revoked.seq}; for {until - now} s more"
         )
         return Proved(until, list_id, rights, tuple(_caveats(token) for token in good))
+
+    def shown(self, capsule: Capsule) -> list[bytes]:
+        """Return at most `SHOWN` tokens that ``capsule`` asks for, for a service that checks them itself."""
+        if capsule.cap is None:
+            return []
+        asked = _pinned(capsule.cap, "capability_denied", "capability")
+        held = [token for token in self.tokens() if token.pinned == asked]
+        # The ones that last longest first: what ran out is of no use there.
+        return [token.to_bytes() for token in sorted(held, key=lambda token: -token.last.exp)[:SHOWN]]
 
     def tokens(self) -> list[Token]:
         """Return the tokens that are kept here and whose chains hold, whoever issued them."""

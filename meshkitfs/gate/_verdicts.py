@@ -33,6 +33,7 @@ ENDS: Final = {
     "vault_membership_required": True,
     "capability_required": True,
     "capability_denied": True,
+    "key_release_refused": True,
     # The metadata store shows what cannot be true beside what was seen, or what no writer has signed.
     "head_rollback": True,
     "head_fork": True,
@@ -42,6 +43,7 @@ ENDS: Final = {
     # Nobody answered, or with nothing that proves anything.
     "freshness_unproven": False,
     "policy_provider_error": False,
+    "key_release_unavailable": False,
     # A store can leave a capsule out, or show another one. Only a roster says that it is not valid any more.
     "capsule_not_found": False,
     "recipient_not_authorized": False,

@@ -4,6 +4,7 @@ from meshkitfs.metadata._api import AccessList, Metadata, Publication, ShareStat
 from meshkitfs.metadata._feed import RECHECK_S
 from meshkitfs.metadata.embedded import EmbeddedMetadata
 from meshkitfs.metadata.http import HttpMetadata, KeyPin, ServiceInfo, look
+from meshkitfs.metadata.release import KnownService, ReleaseOffer, Releases, ReleaseSource
 
 __all__ = [
     "RECHECK_S",
@@ -11,8 +12,12 @@ __all__ = [
     "EmbeddedMetadata",
     "HttpMetadata",
     "KeyPin",
+    "KnownService",
     "Metadata",
     "Publication",
+    "ReleaseOffer",
+    "ReleaseSource",
+    "Releases",
     "ServiceInfo",
     "ShareState",
     "look",

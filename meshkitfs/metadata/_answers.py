@@ -40,6 +40,7 @@ _STATUSES: Final = {
     "invalid_argument": (400, 413),
     "metadata_unauthorized": (401,),
     "metadata_forbidden": (403,),
+    "key_release_refused": (403,),
     "path_not_found": (404,),
     "quota_exceeded": (403,),
     "head_conflict": (409,),

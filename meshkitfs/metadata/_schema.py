@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA", "VERSION", "for_postgresql"]
 
 APPLICATION_ID: Final = 0x4D4B6D64  # "MKmd", in the file's header
-VERSION: Final = 4
+VERSION: Final = 5
 _RETENTIONS: Final = """
 CREATE TABLE retentions (      -- which versions the owner has given up; the newest record only
     share BLOB PRIMARY KEY,
@@ -124,9 +124,19 @@ CREATE TABLE removed (         -- what the operator has removed, so that nobody 
     PRIMARY KEY (kind, id)
 ) STRICT, WITHOUT ROWID;
 """
+# The release service's (see _releasing.py).
+_DEPOSITS: Final = """
+CREATE TABLE deposits (        -- halves of epoch keys, each sealed to a key that is not in the database
+    share BLOB NOT NULL,
+    owner BLOB NOT NULL,       -- kid of the signing key of who left it
+    epoch INTEGER NOT NULL,
+    blob  BLOB NOT NULL,       -- the signed record
+    PRIMARY KEY (share, owner, epoch)
+) STRICT, WITHOUT ROWID;
+"""
 # What a database of the version before lacks: MIGRATIONS[1] makes one of version 1 one of version 2. What
 # has to be computed for the rows that are there is in _queries.COMPLETE.
-MIGRATIONS: Final = {1: _RETENTIONS, 2: _RECIPIENTS + _SERVICE, 3: _REMOVED}
+MIGRATIONS: Final = {1: _RETENTIONS, 2: _RECIPIENTS + _SERVICE, 3: _REMOVED, 4: _DEPOSITS}
 SCHEMA: Final = (
     """
 CREATE TABLE service (         -- one row: the key that signs this home's timestamps
@@ -178,6 +188,7 @@ CREATE TABLE identity_keys (
     + _RECIPIENTS
     + _SERVICE
     + _REMOVED
+    + _DEPOSITS
 )
 
 

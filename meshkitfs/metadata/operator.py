@@ -282,6 +282,10 @@ class Operator:
         removal.heads += db.run("DELETE FROM heads WHERE share = ?", share)
         removal.rosters += db.run("DELETE FROM rosters WHERE share = ?", share)
         removal.capsules += db.run("DELETE FROM capsules WHERE share = ?", share)
+        halves = db.rows("DELETE FROM deposits WHERE share = ? RETURNING owner, length(blob)", share)
+        for signer, size in halves:
+            removal.give(db, _queries.handle_of(db, signer), size)
+        removal.records += len(halves)
         db.run("DELETE FROM retentions WHERE share = ?", share)
         if owner is not None:
             _desk.give_back(db, owner, "shares", 1)

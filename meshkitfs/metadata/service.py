@@ -23,12 +23,16 @@ from meshkitfs.metadata._desk import OPERATOR, Invitation, Member
 from meshkitfs.metadata._ledger import Capability, Job, Ledger, LogEvent, Vault
 from meshkitfs.metadata._lists import list_subject
 from meshkitfs.metadata._queries import mailbox_subject, share_subject
+from meshkitfs.metadata._releasing import RELEASE_S, Asker, Conditions, ReleaseKeys, Releasing, no_conditions
 from meshkitfs.metadata._rules import Standing
 from meshkitfs.metadata._stored import StoredMetadata
 
 __all__ = [
+    "RELEASE_S",
+    "Asker",
     "Capability",
     "Changes",
+    "Conditions",
     "Database",
     "Invitation",
     "Job",
@@ -36,6 +40,8 @@ __all__ = [
     "Member",
     "Quotas",
     "Refused",
+    "ReleaseKeys",
+    "Releasing",
     "Service",
     "Vault",
     "list_subject",
@@ -71,7 +77,11 @@ class Changes:
 
 
 class Service:
-    """A home that serves members. ``clock`` gives UNIX seconds."""
+    """A home that serves members. ``clock`` gives UNIX seconds.
+
+    With ``release`` keys it is a release service too: a half is released for ``release_seconds``, after the
+    ``conditions`` of its capsule were checked.
+    """
 
     def __init__(
         self,
@@ -80,12 +90,21 @@ class Service:
         clock: Callable[[], float] = time.time,
         *,
         audit_days: int = 90,
+        release: ReleaseKeys | None = None,
+        release_seconds: int = RELEASE_S,
+        conditions: Conditions = no_conditions,
     ) -> None:
         self.home = home
         self.quotas = quotas
         self.ledger = Ledger(home, quotas.record_bytes, clock)
         self._clock = clock
         self._audit_days = audit_days
+        self.releasing: Releasing | None = None
+        if release is not None:
+            self.releasing = Releasing(
+                home, release, clock, record_bytes=quotas.record_bytes, seconds=release_seconds,
+                conditions=conditions,
+            )  # fmt: skip
 
     # -- who asks ----------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from meshkitfs import __version__
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import _queries
 from meshkitfs.metadata.service import Refused, Service
-from meshkitfs.server import _join, _people, _records, _shares
+from meshkitfs.server import _join, _people, _records, _releases, _shares
 from meshkitfs.server import _models as m
 from meshkitfs.server._common import The, b64, documented
 from meshkitfs.server._decisions import Decisions
@@ -80,7 +80,7 @@ def build(
         await the.home.service_key()
         return {"status": "ok"}
 
-    for routes in (_join.routes, _shares.routes, _people.routes, _records.routes):
+    for routes in (_join.routes, _shares.routes, _releases.routes, _people.routes, _records.routes):
         app.include_router(routes)
 
     def refuse(request: Request, error: MeshkitError, status: int | None = None) -> Response:

@@ -223,7 +223,7 @@ def _family(path: str) -> str:
     words = path.split("/")
     known = {"v1", "shares", "mailboxes", "identities", "identity-keys", "changes", "invitations", "proofs"}
     known |= {"sync", "jobs", "vaults", "capabilities", "logs", "state", "capsules", "roster", "timestamp"}
-    known |= {"head", "heads", "retention", "publications"}
+    known |= {"head", "heads", "retention", "publications", "deposit", "release", "release-service"}
     return "/".join(word if word in known else "*" for word in words[1:7])
 
 

@@ -131,6 +131,42 @@ class HeadsOut(_Strict):
     more: bool
 
 
+# -- releasing keys ----------------------------------------------------------------------------------------
+
+
+class ReleaseServiceOut(_Strict):
+    """What a release service says of itself."""
+
+    key: str = Field(description="the Ed25519 key that signs what it says, base64url")
+    record: str = Field(description="its encryption key, signed with that")
+    home: str = Field(description="the key of the timestamps over the rosters it looks at")
+    seconds: int = Field(description="how long a release lasts at most")
+
+
+class DepositIn(_Strict):
+    """A half of an epoch's key, sealed to the release service; signed by the owner of the share."""
+
+    record: Annotated[str, Field(pattern=_B64, min_length=2, max_length=4096, description="base64url")]
+
+
+class ReleaseIn(_Strict):
+    """The id of one's capsule in force, the epoch of the half, 16 random bytes, tokens that are asked for."""
+
+    capsule: Id
+    tokens: Annotated[
+        list[Annotated[str, Field(pattern=_B64, min_length=2, max_length=88_000, description="base64url")]],
+        Field(max_length=16),
+    ]
+    epoch: Annotated[int, Field(ge=1, le=2**53 - 1)]
+    nonce: Id
+
+
+class ReleaseOut(_Strict):
+    """The signed answer, with the half sealed to the recipient's encryption key."""
+
+    record: str
+
+
 # -- letters and people --------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ _STATUS: Final = {
     "invalid_argument": 400,
     "metadata_unauthorized": 401,
     "metadata_forbidden": 403,
+    "key_release_refused": 403,
     "quota_exceeded": 403,
     "path_not_found": 404,
     "head_conflict": 409,
@@ -35,7 +36,7 @@ _STATUS: Final = {
 DOCUMENTED: Final = {
     400: "malformed: invalid_argument",
     401: "no signature of a member, or an old or repeated one: metadata_unauthorized",
-    403: "not this member's to do: metadata_forbidden, quota_exceeded",
+    403: "not this member's to do: metadata_forbidden, key_release_refused, quota_exceeded",
     404: "no such route, or nothing of that id that this member may see: path_not_found",
     405: "not a method of this route: invalid_argument",
     408: "the body did not arrive in time: timed_out",

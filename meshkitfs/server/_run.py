@@ -18,10 +18,12 @@ from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.metadata.service import Refused, Service
+from meshkitfs.metadata.service import Refused, ReleaseKeys, Service
 from meshkitfs.net import Secret
 from meshkitfs.net.signing import LIFETIME_S
+from meshkitfs.policy import AuthZen, Deciders
 from meshkitfs.server._app import build
+from meshkitfs.server._demands import Demands
 from meshkitfs.server._hub import Hub
 from meshkitfs.server._open import open_home
 from meshkitfs.server._sockets import addresses_of, names_of, open_sockets
@@ -45,6 +47,8 @@ async def serve(settings: Settings, started: Callable[[list[str]], None]) -> Non
     Raises metadata_unavailable, invalid_config.
     """
     token = settings.join_token.load()
+    secret = settings.release_key.load()
+    release = None if secret is None else ReleaseKeys.derive(secret.reveal())
     policy_token = settings.policy_token.load()
     config = _config(settings)
     home = await trio.to_thread.run_sync(open_home, settings)
@@ -52,7 +56,16 @@ async def serve(settings: Settings, started: Callable[[list[str]], None]) -> Non
         sockets = open_sockets(settings.listen)
         config.bind = [f"fd://{os.dup(sock.fileno())}" for sock in sockets]
         settings = dataclasses.replace(settings, names=settings.names | names_of(sockets))
-        service = Service(home, settings.quotas, audit_days=settings.audit_days)
+        service = Service(
+            home,
+            settings.quotas,
+            audit_days=settings.audit_days,
+            release=release,
+            release_seconds=settings.release_seconds,
+        )
+        deciders = Deciders(AuthZen(settings.release_policy) if settings.release_policy else None)
+        if service.releasing is not None:
+            service.releasing.conditions = Demands(home, deciders)
         hub = Hub(home.database)
         audit = _Audit(service)
         app = build(service, hub, settings, _bytes(token), audit.add, _bytes(policy_token))
@@ -71,6 +84,7 @@ async def serve(settings: Settings, started: Callable[[list[str]], None]) -> Non
                 _end_anyway()
             nursery.cancel_scope.cancel()
         await audit.flush()
+        await deciders.aclose()
     finally:
         home.close()
 

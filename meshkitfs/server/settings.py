@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from meshkitfs.core.release import RELEASE_MAX_S
 from meshkitfs.errors import MeshkitError
-from meshkitfs.metadata.service import Quotas
-from meshkitfs.net import SecretSource
+from meshkitfs.metadata.service import RELEASE_S, Quotas
+from meshkitfs.net import SecretSource, Tls
+from meshkitfs.policy import AuthZenOptions
 from meshkitfs.server._limits import Rate
 
 __all__ = ["FIELDS", "JOIN", "Settings", "TlsFiles", "bound_names", "is_postgresql", "load"]
@@ -28,7 +30,7 @@ ADDRESS_RATE: Final = Rate(200.0, 800.0)
 _MAX_BYTES: Final = 64 << 10
 FIELDS: Final = (
     *("listen", "names", "database", "databaseEnv", "databaseFile", "tls", "join", "proxies"),
-    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections", "policies"),
+    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections", "policies", "release"),
 )
 _QUOTAS: Final = {"recordBytes": "record_bytes", "shares": "shares", "lettersPerDay": "letters_a_day"}
 
@@ -49,7 +51,9 @@ class Settings:
     ``listen``: ``HOST:PORT`` or ``unix:PATH``; sockets that systemd hands over go before. ``names``: the
     authorities, ``host[:port]``, that requests may be addressed to, beside what is listened on.
     ``database``: a file, or ``postgresql://…``; or it is in ``database_secret``. ``policies``: a directory of
-    rules; policy decisions are given by them then, to whoever shows ``policy_token``, if there is one.
+    rules; policy decisions are given by them then, to whoever shows ``policy_token``, if there is one. With a
+    ``release_key`` it releases keys, each time for ``release_seconds``, and asks ``release_policy`` about
+    grants that name that provider.
     """
 
     database: str = ""
@@ -66,6 +70,9 @@ class Settings:
     audit_reads: bool = False
     audit_days: int = 90
     body_seconds: float = 30.0
+    release_key: SecretSource = field(default_factory=SecretSource)
+    release_policy: AuthZenOptions | None = None
+    release_seconds: int = RELEASE_S
     memory_bytes: int = 256 << 20
     connections: int = 8
     policies: Path | None = None
@@ -175,6 +182,17 @@ class _Reader:
                 self._fail("audit.reads", "must be true or false")
             found["audit_reads"] = audit.get("reads", False)
             found["audit_days"] = self._number(audit.get("days", 90), "audit.days")
+        if "release" in top:
+            release = self._object(top["release"], "release", ("keyEnv", "keyFile", "seconds", "policy"))
+            if ("keyEnv" in release) == ("keyFile" in release):
+                self._fail("release", "needs 'keyEnv' or 'keyFile'")
+            found["release_key"] = self._secret(release, "keyEnv", "keyFile")
+            seconds = self._number(release.get("seconds", RELEASE_S), "release.seconds")
+            if seconds > RELEASE_MAX_S:
+                self._fail("release.seconds", f"must be at most {RELEASE_MAX_S}")
+            found["release_seconds"] = seconds
+            if "policy" in release:
+                found["release_policy"] = self._provider(release["policy"])
         for name, attribute in (("memoryBytes", "memory_bytes"), ("connections", "connections")):
             if name in top:
                 found[attribute] = self._number(top[name], name)
@@ -185,6 +203,15 @@ class _Reader:
         if "bodySeconds" in top:
             found["body_seconds"] = float(self._number(top["bodySeconds"], "bodySeconds"))
         return Settings(**found)
+
+    def _provider(self, value: Any) -> AuthZenOptions:
+        names = ("endpoint", "tokenEnv", "tokenFile", "caFile")
+        item = self._object(value, "release.policy", names)
+        endpoint = self._text(item.get("endpoint"), "release.policy.endpoint")
+        if not endpoint.startswith(("https://", "http://")):
+            self._fail("release.policy.endpoint", "must be an http or https address")
+        ca_file = self._path(self._text(item["caFile"], "caFile")) if "caFile" in item else None
+        return AuthZenOptions(endpoint, self._secret(item, "tokenEnv", "tokenFile"), Tls(ca_file))
 
     def _tls(self, value: Any) -> TlsFiles:
         files = self._object(value, "tls", ("certificate", "key", "clientCa"))

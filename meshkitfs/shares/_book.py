@@ -19,6 +19,7 @@ from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import EncryptionKey, kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
 from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
+from meshkitfs.core.release import EpochSecret
 from meshkitfs.core.secret_memory import wipe
 from meshkitfs.core.ticket import MAGIC as CLAIM_MAGIC
 from meshkitfs.errors import MeshkitError
@@ -38,6 +39,7 @@ from meshkitfs.shares._granting import (
 from meshkitfs.shares._hearing import Hearing
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
 from meshkitfs.shares._publishing import publish
+from meshkitfs.shares._releasing import choose_service, deposit
 from meshkitfs.shares._retaining import resign_retention
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
@@ -109,18 +111,30 @@ class ShareBook:
 
     # -- creating and removing ---------------------------------------------------------------------
 
-    async def create(self, name: bytes, mode: int = 0o700) -> Share:
-        """Create an empty share owned by this identity and publish it."""
+    async def create(
+        self, name: bytes, mode: int = 0o700, enforcement: str | None = None, service: str | None = None
+    ) -> Share:
+        """Create an empty share owned by this identity and publish it.
+
+        With the ``enforcement`` "release" the key is in two halves, and the release ``service`` at that
+        address holds one of them; "client" is without. What is None is as this home is configured. Raises
+        ``invalid_argument``, ``not_supported`` for a service that cannot be used so.
+        """
         check_share_name(name)
         if name in self.shares:
             raise MeshkitError("share_exists", name.decode(errors="replace"))
         services, me, now = self._services, self._identity(), self._now
-        share_id, oid, key = os.urandom(16), new_oid(), os.urandom(32)
-        member = make_member(
-            me, now, share_id, oid, DIR, key, "live", Terms(("read", "write", "reshare")),
-            handle=me.handle, to=me.encryption.public, signing=me.signing.public, epoch=1, seq=1,
-        )  # fmt: skip
+        share_id, oid = os.urandom(16), new_oid()
         service_key = await services.metadata.service_key()
+        holder = await choose_service(services, service_key, enforcement, service)
+        with EpochSecret(share_id, 1, os.urandom(32), holder) as secret:
+            key = secret.key
+            member = make_member(
+                me, now, share_id, oid, DIR, "live", Terms(("read", "write", "reshare")),
+                handle=me.handle, to=me.encryption.public, signing=me.signing.public, epoch=1, seq=1,
+                secret=secret,
+            )  # fmt: skip
+            await deposit(services, secret)
         roster = make_roster(share_id, oid, 1, 1, [member], now, (service_key,)).sign(me.signing)
         moment = now * 1_000_000_000
         manifest = DirManifest(oid, 1, 1, 0, (), root=RootAttrs(mode, moment, moment))
@@ -184,12 +198,15 @@ class ShareBook:
         who = contact.public
         async with self._rosters:
             grant = await self._turn(share)
-            roster, key = grant.roster, grant.epoch_key()
-            member = make_member(
-                me, self._now, share.row.share, share.row.oid, DIR, key, "live", terms,
-                handle=contact.handle, to=who.enc, signing=who.sig, epoch=roster.epoch, seq=roster.seq + 1,
-            )  # fmt: skip
-            wipe(key)
+            roster = grant.roster
+            with grant.epoch_secret(roster.epoch) as secret:
+                # Once more: a service that was restored from a backup may have lost it.
+                await deposit(self._services, secret)
+                member = make_member(
+                    me, self._now, share.row.share, share.row.oid, DIR, "live", terms,
+                    handle=contact.handle, to=who.enc, signing=who.sig, epoch=roster.epoch,
+                    seq=roster.seq + 1, secret=secret,
+                )  # fmt: skip
             others = [
                 old
                 for old in self._standing(share, roster)
@@ -218,11 +235,16 @@ class ShareBook:
             entry = node.entry
             if entry is None or node.dirty:
                 raise MeshkitError("commit_pending", path)
-            member = make_member(
-                me, self._now, share.row.share, entry.oid, kind, entry.ref[32:], "snapshot",
-                replace(terms, rights=("read",)), handle=contact.handle, to=who.enc, signing=who.sig,
-                epoch=entry.epoch, seq=grant.roster.seq + 1, ver=entry.ver, root=entry.ref[:32], target=path,
-            )  # fmt: skip
+            # The key of an epoch is in no snapshot; only with a release service anything of it is needed.
+            epoch = EpochSecret(share.row.share, entry.epoch, b"")
+            with grant.epoch_secret(entry.epoch) if grant.capsule.service else epoch as secret:
+                await deposit(self._services, secret)
+                member = make_member(
+                    me, self._now, share.row.share, entry.oid, kind, "snapshot",
+                    replace(terms, rights=("read",)), handle=contact.handle, to=who.enc, signing=who.sig,
+                    epoch=entry.epoch, seq=grant.roster.seq + 1, ver=entry.ver, root=entry.ref[:32],
+                    target=path, secret=secret, snapshot_key=entry.ref[32:],
+                )  # fmt: skip
             await self._publish(share, grant, [*self._standing(share, grant.roster), member], [member])
         name = path.rsplit("/", 1)[-1].encode(errors="surrogateescape")
         await self._post(name, kind, node.mode, node.mtime_ns // 1_000_000_000, entry.size, member, who.enc)
@@ -370,23 +392,22 @@ class ShareBook:
 
     async def _rekey(self, share: Share, grant: Grant, kept: list[Member]) -> None:
         """Move ``share`` to a new epoch that only ``kept`` have the key of. Holds ``_rosters``."""
-        me, key = self._identity(), os.urandom(32)
+        me = self._identity()
         # Above epochs that a restored metadata store has forgotten, too: a number means one key for good.
         epoch = 1 + max(grant.roster.epoch, *(capsule.epoch for _, capsule in self._remembered(share)), 0)
+        secret = EpochSecret(share.row.share, epoch, os.urandom(32), grant.capsule.service)
         fresh = {}
         for old in kept:
             if old.grant == "live":
                 to, signing = self._hearing.keys_of(old)
                 fresh[old.capsule_id] = make_member(
-                    me, self._now, share.row.share, share.row.oid, DIR, key, "live",
+                    me, self._now, share.row.share, share.row.oid, DIR, "live",
                     self._terms(share, old), handle=old.handle,
-                    to=to, signing=signing, epoch=epoch, seq=grant.roster.seq + 1,
+                    to=to, signing=signing, epoch=epoch, seq=grant.roster.seq + 1, secret=secret,
                 )  # fmt: skip
         members = [fresh.get(old.capsule_id, old) for old in kept]
-        try:
-            await self._publish(share, grant, members, list(fresh.values()), key, epoch)
-        finally:
-            wipe(key)
+        with secret:
+            await self._publish(share, grant, members, list(fresh.values()), secret)
 
     def _terms(self, share: Share, member: Member) -> Terms:
         """Return what a grant of ``share`` says, to grant it again."""
@@ -416,16 +437,17 @@ class ShareBook:
                 and self._terms(share, old).policy_for(old.handle) != terms.policy_for(old.handle)
             ]
             ended = [old for old in affected if old.grant != "live"]
-            fresh = [
-                make_member(
-                    me, self._now, share.row.share, share.row.oid, DIR, grant.epoch_key(), "live",
-                    replace(self._terms(share, old), pol=terms.pol), handle=old.handle,
-                    to=old.encryption_public, signing=old.signing_public, epoch=grant.roster.epoch,
-                    seq=grant.roster.seq + 1,
-                )
-                for old in affected
-                if old.grant == "live"
-            ]  # fmt: skip
+            with grant.epoch_secret(grant.roster.epoch) as secret:
+                fresh = [
+                    make_member(
+                        me, self._now, share.row.share, share.row.oid, DIR, "live",
+                        replace(self._terms(share, old), pol=terms.pol), handle=old.handle,
+                        to=old.encryption_public, signing=old.signing_public, epoch=grant.roster.epoch,
+                        seq=grant.roster.seq + 1, secret=secret,
+                    )
+                    for old in affected
+                    if old.grant == "live"
+                ]  # fmt: skip
             if affected:
                 kept = [old for old in standing if old not in affected]
                 await self._publish(share, grant, kept + fresh, fresh)
@@ -441,18 +463,18 @@ class ShareBook:
         ]
 
     async def _publish(
-        self, share: Share, grant: Grant, members: list[Member], fresh: list[Member], key: bytes = b"",
-        epoch: int = 0,
+        self, share: Share, grant: Grant, members: list[Member], fresh: list[Member],
+        secret: EpochSecret | None = None,
     ) -> None:  # fmt: skip
         """Make ``members`` the ones with access: publish the next roster, and the capsules of ``fresh``.
 
-        With ``key`` it begins a new ``epoch`` under that key. ``fresh`` is remembered first, so that there is
+        With ``secret`` it begins a new epoch under that. ``fresh`` is remembered first, so that there is
         never a published grant that this device knows nothing of. Holds ``_rosters``.
         """
         services, old, now = self._services, grant.roster, self._now
         before = self._standing(share, old)
         roster = make_roster(
-            share.row.share, share.row.oid, old.seq + 1, epoch or old.epoch, members, now,
+            share.row.share, share.row.oid, old.seq + 1, secret.epoch if secret else old.epoch, members, now,
             old.timestamp_keys, old.minver,
         )  # fmt: skip
         signed = roster.sign(self._identity().signing)
@@ -466,11 +488,13 @@ class ShareBook:
         )
         await trio.to_thread.run_sync(services.state.set_members, fresh)
         try:
-            if not key and set(old.writers) <= set(roster.writers):
+            if secret is not None:
+                await deposit(services, secret)
+            if secret is None and set(old.writers) <= set(roster.writers):
                 await publish(services, publication)
             else:
                 # The newest head must be signed by a writer of the newest roster, so it is replaced with it.
-                again = key or grant.epoch_key()
+                again = grant.epoch_key() if secret is None else secret.key
                 try:
                     await share.rotate(again, roster.epoch, publication, roster.writers)
                 finally:
@@ -615,7 +639,9 @@ class ShareBook:
         _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
         if not share.dirty:
             share.forget_tree()
-        await share.use("list", current=True)
+        grant = await share.use("list", current=True)
+        if row.mine:
+            await self._leave_halves_again(share, grant)
         return old
 
     async def _take_as_seen(self, share: Share) -> int:
@@ -649,3 +675,13 @@ class ShareBook:
             if m.encryption_kid in standing and (capsule.frm == now or capsule.epoch < epoch)
         ]
         await publish(self._services, Publication(share.row.share, capsules=tuple(capsules)))
+
+    async def _leave_halves_again(self, share: Share, grant: Grant) -> None:
+        """Leave at the release service again what a restored one may have forgotten."""
+        epochs = {c.epoch for _, c in self._remembered(share) if c.service is not None}
+        try:
+            for epoch in sorted(epochs):
+                with grant.epoch_secret(epoch) as secret:
+                    await deposit(self._services, secret)
+        except MeshkitError as error:
+            _log.warning("halves of keys could not be left again: %s (%s)", error.code, error.detail)

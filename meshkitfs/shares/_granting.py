@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meshkitfs.core.capsule import capsule_type
 from meshkitfs.core.cose import peek1, record_hash
 from meshkitfs.core.keys import kid_of
-from meshkitfs.core.records import Capsule, Roster, make_capsule
+from meshkitfs.core.records import Roster, make_capsule
+from meshkitfs.core.release import EpochSecret, snapshot_mask, xor
+from meshkitfs.core.secret_memory import wipe
 from meshkitfs.gate import Grant
 from meshkitfs.identity import Identity
 from meshkitfs.state import Member
@@ -49,14 +52,25 @@ class Terms:
         return pol | {"who": handle} if "rules" in pol else pol
 
 
+def _held(secret: EpochSecret, grant: str, key: bytes, capsule_id: bytes, own: bool) -> tuple[str, bytes]:
+    """Return which part of ``key`` a capsule holds where a release service has the other, and that part.
+
+    The owner's own capsule of an epoch holds the seed, so that the owner needs nobody's release.
+    """
+    if grant == "snapshot":
+        return "half", xor(key, snapshot_mask(secret.release_half, capsule_id))
+    return ("whole", bytes(memoryview(secret.raw))) if own else ("half", secret.capsule_half)
+
+
 def make_member(
-    me: Identity, now: int, share_id: bytes, oid: bytes, kind: int, key: bytes, grant: str, terms: Terms, *,
+    me: Identity, now: int, share_id: bytes, oid: bytes, kind: int, grant: str, terms: Terms, *,
     handle: str, to: bytes, signing: bytes, epoch: int, seq: int, ver: int = 0, root: bytes = b"",
-    target: str = "",
+    target: str = "", secret: EpochSecret, snapshot_key: bytes = b"",
 ) -> Member:  # fmt: skip
     """Make and sign one capsule at ``now`` (UNIX seconds); returns it as the row that remembers it.
 
-    ``to`` and ``signing`` are the recipient's public keys; ``key`` is what the capsule holds.
+    ``to`` and ``signing`` are the recipient's public keys. What the capsule grants is the key of the epoch
+    that ``secret`` is of, or for a snapshot ``snapshot_key``; ``secret`` says whether a service has half.
     """
     capsule_id = os.urandom(16)
     expires = terms.expires or now + NO_EXPIRY_S
@@ -66,7 +80,17 @@ def make_member(
         "rights": sorted(terms.rights), "pol": terms.policy_for(handle),
         "vault": terms.vault or None, "cap": terms.capability or None, "offline_grace": terms.offline_grace,
     }  # fmt: skip
-    blob = make_capsule(me.signing, header, key, to)
+    key, held = snapshot_key or secret.key, b""
+    if secret.service is not None:
+        own = to == me.encryption.public
+        part, held = _held(secret, grant, key, capsule_id, own)
+        header["rel"] = secret.service.header(part)
+    try:
+        blob = make_capsule(me.signing, header, key, to, held)
+    finally:
+        if not snapshot_key:
+            wipe(key)
+        wipe(held)
     return Member(
         share_id, handle, capsule_id, record_hash(blob), kid_of(to), to, signing,
         tuple(sorted(terms.rights)), now - BACKDATE_S, expires, grant, target, terms.policy, terms.vault,
@@ -78,7 +102,7 @@ def grace_of(member: Member) -> int:
     """Return the offline grace (seconds) of a grant that this home has made."""
     if not member.blob:
         return 0
-    return int(peek1(member.blob, Capsule.TYPE)["h"]["offline_grace"])
+    return int(peek1(member.blob, capsule_type(member.blob))["h"]["offline_grace"])
 
 
 def own_grant(grant: Grant, me: Identity) -> Member:

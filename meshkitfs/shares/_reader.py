@@ -85,6 +85,7 @@ class BlockReader:
         self, grant: Grant, root: bytes, epoch: int, version: int
     ) -> DirManifest | FileManifest:
         """Return the manifest a share's tree starts with, named by its digest."""
+        await grant.reach(epoch)
         key = grant.root_key(epoch, version)
         block = await self.verified(root)
         self.counters.opens += 1

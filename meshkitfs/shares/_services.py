@@ -10,7 +10,7 @@ import trio
 
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.gate import Gate
-from meshkitfs.metadata import Metadata
+from meshkitfs.metadata import Metadata, Releases
 from meshkitfs.shares._events import Event
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget
@@ -36,6 +36,9 @@ class Services:
     wall: Callable[[], float] = time.time
     # Whether fsync waits for the provider and the publication, or only for this device.
     fsync_publishes: bool = True
+    # The release services that this home may ask, and the one that new shares use by default (or "").
+    releases: Releases | None = None
+    release_service: str = ""
     # The signing keys this identity had before, the newest first.
     signed_before: Callable[[], Sequence[SigningKey]] = tuple
 

@@ -128,6 +128,7 @@ class _Verification:
         roots = []
         for version in versions:
             try:
+                await grant.reach(version.epoch)
                 grant.root_key(version.epoch, version.number)
             except MeshkitError as error:
                 if error.code != "right_not_granted":
@@ -177,6 +178,7 @@ class _Verification:
             block = await self._fetch(piece.digest)
             if block.digest != piece.digest:
                 raise MeshkitError("cid_mismatch", "the store gave another block than the one asked for")
+            await piece.reach(grant)
             await trio.to_thread.run_sync(_opens, piece.key(grant), block, piece)
         except MeshkitError as error:
             if error.code not in FAULTS:

@@ -75,6 +75,11 @@ class Piece:
         # The reference contains a key, and names do not belong into logs either.
         return f"Piece({self.kind}, {self.digest.hex()})"
 
+    async def reach(self, grant: Grant) -> None:
+        """Make `key` work: the root of an older epoch may need a release."""
+        if not self.ref:
+            await grant.reach(self.epoch)
+
     def key(self, grant: Grant) -> ContentKey:
         """Return the key that opens it."""
         return grant.content_key(self.ref) if self.ref else grant.root_key(self.epoch, self.version)
@@ -203,6 +208,7 @@ class Walk:
         block = await self._fetch(piece.digest)
         if block.digest != piece.digest:
             raise MeshkitError("cid_mismatch", "the store gave another block than the one asked for")
+        await piece.reach(grant)
         # In a thread: a large directory takes a while to parse, and a mount is to be served meanwhile.
         return await trio.to_thread.run_sync(_read, piece, piece.key(grant), block, self.names)
 

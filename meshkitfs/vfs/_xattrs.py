@@ -67,7 +67,8 @@ def _capabilities(share: AnyShare, runtime: Runtime) -> str:
     value = runtime() | {
         "rights": sorted(grant.rights) if grant is not None else [],
         "caveats": list(grant.caveats) if grant is not None else [],
-        "enforcement": "client",
+        "enforcement": grant.enforcement if grant is not None else None,
+        "release_service": grant.capsule.rel["url"] if grant is not None and grant.capsule.rel else None,
     }
     return json.dumps(value, sort_keys=True)
 

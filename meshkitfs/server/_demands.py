@@ -1,0 +1,115 @@
+"""What a capsule demands beside being in force, checked by the release service itself.
+
+Vault records and revocation lists are the newest of its own database, by the rules that a device's gate goes
+by. Tokens are shown by whoever asks; that they hold the key in the last block, the signature of their request
+has proved. A policy is decided by the rules in the capsule, which its owner signed, or by the one provider
+that the service was told to ask. What nobody here can decide is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from meshkitfs.core.capability import Token, check_token
+from meshkitfs.core.cid import cid_text
+from meshkitfs.core.membership import ListMark, newest_revocations, newest_vault, revocations_id
+from meshkitfs.core.pinned import Pinned
+from meshkitfs.core.records import Capsule, Roster
+from meshkitfs.errors import MeshkitError
+from meshkitfs.metadata import AccessList
+from meshkitfs.metadata._stored import StoredMetadata
+from meshkitfs.metadata.service import Asker
+from meshkitfs.policy import Deciders, Demand, PolicyRequest
+
+__all__ = ["Demands"]
+
+POLICY_DEADLINE_S: Final = 5
+_NOTHING: Final = AccessList(b"", None)
+# A yes that does not say how long it holds is good for so many seconds, as it is for a client.
+UNSAID_S: Final = 10
+
+
+class Demands:
+    """The conditions of a release; see `meshkitfs.metadata.service.Conditions`."""
+
+    def __init__(self, home: StoredMetadata, deciders: Deciders) -> None:
+        self._home = home
+        self._deciders = deciders
+
+    async def __call__(self, capsule: Capsule, roster: Roster, asker: Asker, now: int) -> int:
+        """Return until when all that the capsule demands is proved (UNIX seconds). Raises the refusal."""
+        until = capsule.exp
+        if capsule.vault is not None:
+            until = min(until, await self._vault(capsule, roster, now))
+        if capsule.cap is not None:
+            until = min(until, await self._capability(capsule, roster, asker, now))
+        if capsule.pol is not None:
+            until = min(until, await self._policy(capsule, now))
+        return until
+
+    async def _vault(self, capsule: Capsule, roster: Roster, now: int) -> int:
+        pinned = Pinned.parse(capsule.vault or "")
+        offered = await self._home.access_list(pinned.vault_id) or _NOTHING
+        record, until = newest_vault(
+            offered.record or None, offered.timestamp, vault=pinned.vault_id, owner=pinned.public,
+            mark=ListMark(), timestamp_keys=roster.timestamp_keys, now=now,
+        )  # fmt: skip
+        if not record.lists(capsule.to):
+            raise MeshkitError("vault_membership_required", f"vault record {record.seq} does not list it")
+        return until
+
+    async def _capability(self, capsule: Capsule, roster: Roster, asker: Asker, now: int) -> int:
+        """Look for the right to read in what tokens give; the key gives no less."""
+        asked, rights, refusal = Pinned.parse(capsule.cap or ""), frozenset[str](), None
+        if not asker.tokens:
+            raise MeshkitError("capability_required", f"capability '{asked.label}'")
+        offered = await self._home.access_list(revocations_id(asked.public)) or _NOTHING
+        revoked, until = newest_revocations(
+            offered.record or None, offered.timestamp, issuer=asked.public, mark=ListMark(),
+            timestamp_keys=roster.timestamp_keys, now=now,
+        )  # fmt: skip
+        for shown in asker.tokens:
+            try:
+                token = Token.from_bytes(shown)
+                end = check_token(
+                    token, asked=asked, holder=asker.member.key, share=capsule.share, revoked=revoked, now=now
+                )
+            except MeshkitError as error:
+                refusal = refusal or error
+            else:
+                rights |= token.rights
+                until = min(until, end)
+        if _reading(capsule) not in rights:
+            raise refusal or MeshkitError("capability_denied", "no token gives the right to read")
+        return until
+
+    async def _policy(self, capsule: Capsule, now: int) -> int:
+        """Ask about the strongest right to read that the capsule has: the key gives no less."""
+        demand = Demand.of(capsule.pol or {})
+        wanted = _reading(capsule)
+        cid = cid_text(capsule.root) if capsule.root else None
+        request = PolicyRequest(
+            demand.id, capsule.to.hex(), wanted, cid, capsule.id, capsule.vault, capsule.cap
+        )
+        try:
+            with trio.fail_after(POLICY_DEADLINE_S):
+                (answer,) = await self._deciders.decide(demand, [request], now)
+            allow, lasts = answer.allow, UNSAID_S if answer.ttl_seconds is None else int(answer.ttl_seconds)
+        except trio.TooSlowError:
+            raise MeshkitError("policy_provider_error", "no answer in time") from None
+        except MeshkitError:
+            raise
+        except Exception as error:
+            # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
+            raise MeshkitError("policy_provider_error", type(error).__name__) from error
+        if allow is not True or lasts <= 0:
+            why = f": {answer.reason}" if answer.reason else ""
+            raise MeshkitError("policy_denied", f"policy '{demand.id}', {wanted}{why}")
+        return now + lasts
+
+
+def _reading(capsule: Capsule) -> str:
+    """The strongest right to read in the capsule: with ``list`` alone, its owner gives the key for that."""
+    return "read" if {"read", "write"} & set(capsule.rights) else "list"
