@@ -50,10 +50,10 @@ class Link:
             self._guard(session.metadata, name, "metadata", "metadata_unavailable")
         tick, last = session.metadata.tick, [session.metadata.tick()]
 
-        def seen(share=None):
+        def seen(share=None, also=()):
             # Who cannot ask does not notice either that something changed.
             if not self.metadata:
-                last[0] = tick(share)
+                last[0] = tick(share, also)
             return last[0]
 
         session.metadata.tick = seen

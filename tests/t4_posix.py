@@ -461,7 +461,7 @@ def test_a_large_temporary_file_without_a_name(alice, d):
         for at in order[::50]:
             assert os.pread(fd, step - 100, at) == at.to_bytes(8, "big") + block[:-100]
     sync_dir(d)
-    wait_until(lambda: alice.status()["pending"] == NOTHING, "the memory it took", 20)
+    wait_until(lambda: alice.status()["pending"] == NOTHING, "the memory it took", 90)
 
 
 def test_removing_directories(d):

@@ -266,8 +266,8 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        CALLER.set(ctx.pid)
         _check(name)
+        CALLER.set(ctx.pid)
         opened, attr = await self._fs.create(parent_inode, name, mode & _PERMISSIONS, flags)
         return FileInfo(opened.fh, keep_cache=opened.keep_cache), self._entry(attr)
 
