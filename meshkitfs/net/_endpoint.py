@@ -37,8 +37,9 @@ class Endpoint:
     """A server at ``base_url``. Use it in one trio run, and `aclose` it there.
 
     Plain HTTP is for this machine (loopback, or a Unix socket ``uds``), unless ``insecure`` says that it is
-    meant. ``redirects`` is how many are followed, for GET and HEAD only: to https, or from http to http, and
-    without credentials when they lead to another server. Raises invalid_config for an unusable address.
+    meant. Proxies that the environment names are used for other machines only. ``redirects`` is how many are
+    followed, for GET and HEAD only: to https, or from http to http, and without credentials when they lead to
+    another server. Raises invalid_config for an unusable address.
     """
 
     def __init__(
@@ -65,6 +66,9 @@ class Endpoint:
             transport=httpx.AsyncHTTPTransport(uds=str(uds)) if uds is not None else None,
             verify=_context(tls or Tls()),
             timeout=None,  # noqa: S113
+            # HTTP_PROXY and the like are for other machines. What is said to this one, in plain HTTP and with
+            # credentials, must not be carried to a proxy.
+            trust_env=not _is_loopback(self.url.host),
             follow_redirects=False,
             limits=httpx.Limits(
                 max_connections=self.limits.concurrency,
