@@ -427,6 +427,34 @@ def test_redirects_that_are_not_followed(location):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("location", ["http://127.0.0.1:{port}/", "//127.0.0.1:{port}/"])
+def test_no_redirect_leads_out_of_tls(tmp_path, location):
+    """The second one stays within it, and ends at the certificate: nobody who speaks plain HTTP is heard."""
+    authority, plain = trustme.CA(), Server(OK)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            there = await nursery.start(partial(trio.serve_tcp, plain.handle, 0, host="127.0.0.1"))
+            to = location.format(port=there[0].socket.getsockname()[1])
+            first = Server(status(302, b"Location: " + to.encode()))
+            serve = partial(trio.serve_ssl_over_tcp, first.handle, 0, context, host="127.0.0.1")
+            here = await nursery.start(partial(serve, https_compatible=True))
+            url = f"https://localhost:{here[0].transport_listener.socket.getsockname()[1]}"
+            endpoint = Endpoint(url, CODES, redirects=2, tls=Tls(tmp_path / "ca"), limits=Limits(tries=1))
+            with pytest.raises(MeshkitError) as caught:
+                await endpoint.request("GET", "/")
+            await endpoint.aclose()
+            nursery.cancel_scope.cancel()
+            return caught.value, len(first.requests)
+
+    error, asked = trio.run(main)
+    assert error.code == "provider_request_failed"
+    assert (asked, plain.requests) == (1, [])
+
+
 def test_redirects_are_followed_as_often_as_said():
     hop = status(307, b"Location: /elsewhere")
     server = Server(hop, hop, OK)
