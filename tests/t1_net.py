@@ -346,6 +346,12 @@ def test_retry_after_values():
     assert retry_after("7") == 7
     for junk in ("", "-1", "1.5", "soon", "9" * 30, "\u0661"):
         assert retry_after(junk) is None
+    for date in (
+        "{many} Jan 2000 00:00:00 GMT",
+        "01 Jan {many} 00:00:00 GMT",
+        "01 Jan 2000 00:00:00 +{many}",
+    ):
+        assert retry_after("Thu, " + date.format(many="9" * 20)) is None
     ahead = email.utils.formatdate(time.time() + 100, usegmt=True)
     assert 95 < retry_after(ahead) <= 100
     assert retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
@@ -424,6 +430,21 @@ def test_a_refusal_is_an_answer():
 def test_redirects_that_are_not_followed(location):
     server = Server(status(302, b"Location: " + location.encode()), OK)
     refused(server, redirects=3)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("redirects", [0, 2])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://" + "a" * 70 + ".invalid/", "https://xn--a/", "http://xn--/", "https://.invalid/",
+        "https://a..invalid/", "http://@//[", "https:////]n", "https://x/" + "y" * 70_000, "?\x01", "https://%00/",
+    ],
+)  # fmt: skip
+def test_no_address_in_a_redirect_is_more_than_no_answer(location, redirects):
+    """Whatever the libraries below raise for it."""
+    server = Server(status(302, b"Location: " + location.encode()), OK)
+    refused(server, redirects=redirects)
     assert len(server.requests) == 1
 
 
