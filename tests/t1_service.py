@@ -22,6 +22,7 @@ from meshkitfs.core.keys import SigningKey, kid_of
 from meshkitfs.core.membership import Revocations, VaultRecord, revocations_id
 from meshkitfs.core.records import Head, Timestamp, record_hash, rotate
 from meshkitfs.metadata._wire import b64, write_publication
+from meshkitfs.server._run import HEADER_SECONDS
 
 CID = "bafkreif4nk5hnawxlkvrjxgpeyzvcf7xxvq6nfbzgegyiuuu5dcluxzv6q"
 NAMES = iter(range(10**6))
@@ -1233,7 +1234,7 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path):
             started = time.monotonic()
             slow.sendall(b"GET /v1/health HTTP/1.1\r\nX-Slow: ")
             slow.settimeout(0.5)
-            while time.monotonic() - started < 50:
+            while time.monotonic() - started < 5 * HEADER_SECONDS:
                 try:
                     slow.sendall(b"a")
                     if not slow.recv(1000):
@@ -1242,7 +1243,8 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path):
                     continue
                 except OSError:
                     break
-            assert time.monotonic() - started < 45
+            else:
+                pytest.fail("every byte has bought it more time")
 
 
 # -- starting and ending -------------------------------------------------------------------------------------
