@@ -1,9 +1,11 @@
 """How much anybody may ask of a service for, on a clock of the test's: t1_service counts over real sockets."""
 
 import pytest
+import trio
 
 from meshkitfs.errors import MeshkitError
 from meshkitfs.server import _limits
+from meshkitfs.server._gate import _bounded
 from meshkitfs.server._limits import Buckets, Memory, Rate, TooManyError
 
 
@@ -88,3 +90,18 @@ def test_room_for_bodies_is_all_requests_together():
     memory.take(40)
     memory.give(60)
     memory.take(60)
+
+
+def test_what_needs_no_signature_has_no_body():
+    """Whatever a route would make of it: who sends one is cut off, who has gone is gone."""
+    coming = [{"type": "http.request", "body": b""}, {"type": "http.request", "body": b"x"}]
+    coming += [{"type": "http.disconnect"}]
+
+    async def receive():
+        return coming.pop(0)
+
+    async def three():
+        bounded = _bounded(receive)
+        return [(await bounded())["type"] for _ in range(3)]
+
+    assert trio.run(three) == ["http.request", "http.disconnect", "http.disconnect"]
