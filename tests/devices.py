@@ -58,6 +58,7 @@ class World:
     """
 
     def __init__(self, rate=0.0):
+        self.patience_s = PATIENCE_S  # for one piece of work in the loop
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="world", daemon=True)
         self._failure = None
@@ -101,9 +102,9 @@ class World:
 
         self._token.run_sync_soon(self.nursery.start_soon, job)
         try:
-            result, error = answer.get(timeout=PATIENCE_S)
+            result, error = answer.get(timeout=self.patience_s)
         except queue.Empty:
-            raise AssertionError(f"{work!r} did not end in {PATIENCE_S} s") from None
+            raise AssertionError(f"{work!r} did not end in {self.patience_s} s") from None
         if error is not None:
             raise error
         return result

@@ -32,7 +32,7 @@ from inner_service import InnerService
 
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.records import Head, Timestamp
-from meshkitfs.metadata._wire import b64, read_publication
+from meshkitfs.metadata._wire import b64, from_b64, read_publication
 
 HTML = b"<!DOCTYPE html><html><body>Welcome to the hotel. Please log in.</body></html>"
 
@@ -52,6 +52,7 @@ class EvilService(HttpServer):
         self.published_heads: dict[bytes, list[bytes]] = {}
         self.capsules: list[tuple[bytes, bytes, bytes]] = []  # share, kid, blob
         self.log: list[tuple[str, str]] = []
+        self.told: list[bytes] = []  # shares that the honest service named in answers of the change feed
         super().__init__(self._answer, tls)
 
     def stand_before(self, honest_url):
@@ -123,6 +124,8 @@ class EvilService(HttpServer):
                 if blob is not None and blob not in kept.setdefault(share, []):
                     kept[share].append(blob)
             self.capsules += [(share, kid, blob) for kid, _, blob in published.capsules]
+        if _word(request.path) == "changes" and answer.status == 200:
+            self.told += [from_b64(share, "share") for share in json.loads(answer.body)["shares"]]
 
     # -- lies: answers in the right form ---------------------------------------------------------------
 

@@ -96,6 +96,11 @@ def talk(server, work, **options):
     return trio.run(main)
 
 
+async def until(condition):
+    while not condition():
+        await trio.sleep(0.01)
+
+
 def get(path="/x", **options):
     return lambda endpoint: endpoint.request("GET", path, **options)
 
@@ -142,21 +147,27 @@ def test_no_more_at_a_time_than_allowed():
 
 
 def test_waiting_for_a_turn_is_not_the_servers_slowness():
-    async def slow(stream):
-        await trio.sleep(0.2)
+    deadline = 3.0
+    waited = trio.Event()
+
+    async def first_late(stream):
+        await waited.wait()
         await stream.send_all(OK)
 
-    server = Server(slow)
+    server = Server(first_late, OK)
 
     async def work(endpoint):
         async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(partial(endpoint.request, "GET", "/"))
+            nursery.start_soon(partial(endpoint.request, "GET", "/", deadline_s=600.0))
+            await until(lambda: len(server.requests) == 1)
+            nursery.start_soon(partial(endpoint.request, "GET", "/"))
+            # The second one waits for its turn longer than an answer may take.
+            await trio.sleep(deadline + 0.2)
+            waited.set()
         return endpoint.failures
 
-    # One after the other they take a second, of which the last one waits 0.8 s for its turn.
-    assert talk(server, work, limits=Limits(deadline_s=0.6, tries=1, concurrency=1)) == 0
-    assert len(server.requests) == 5
+    assert talk(server, work, limits=Limits(deadline_s=deadline, tries=1, concurrency=1)) == 0
+    assert len(server.requests) == 2
 
 
 def test_a_subdomain_of_the_server(monkeypatch):
@@ -335,6 +346,12 @@ def test_retry_after_values():
     assert retry_after("7") == 7
     for junk in ("", "-1", "1.5", "soon", "9" * 30, "\u0661"):
         assert retry_after(junk) is None
+    for date in (
+        "{many} Jan 2000 00:00:00 GMT",
+        "01 Jan {many} 00:00:00 GMT",
+        "01 Jan 2000 00:00:00 +{many}",
+    ):
+        assert retry_after("Thu, " + date.format(many="9" * 20)) is None
     ahead = email.utils.formatdate(time.time() + 100, usegmt=True)
     assert 95 < retry_after(ahead) <= 100
     assert retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
@@ -348,8 +365,9 @@ def test_backoff_grows_is_bounded_and_differs():
 # -- a server that is away -------------------------------------------------------------------------------------
 
 
-def test_a_dead_server_is_not_asked_by_everyone():
+def test_a_dead_server_is_not_asked_by_everyone(monkeypatch):
     server = Server(hang_up)
+    monkeypatch.setattr(breaker, "FIRST_S", 3600.0)
 
     async def work(endpoint):
         for _ in range(breaker.THRESHOLD + 20):
@@ -357,8 +375,8 @@ def test_a_dead_server_is_not_asked_by_everyone():
                 await endpoint.request("GET", "/")
         assert len(server.requests) == breaker.THRESHOLD
         server.answers = [OK]
-        # When its pause is over it is asked again, and everything goes on.
-        await trio.sleep(breaker.FIRST_S + 0.05)
+        # When its pause is over it is asked again, and everything goes on. Which pauses: the next test.
+        endpoint._breaker._open_until = trio.current_time()
         assert (await endpoint.request("GET", "/")).body == b"ok"
         assert endpoint.failures == 0
         await endpoint.request("GET", "/")
@@ -413,6 +431,49 @@ def test_redirects_that_are_not_followed(location):
     server = Server(status(302, b"Location: " + location.encode()), OK)
     refused(server, redirects=3)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("redirects", [0, 2])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://" + "a" * 70 + ".invalid/", "https://xn--a/", "http://xn--/", "https://.invalid/",
+        "https://a..invalid/", "http://@//[", "https:////]n", "https://x/" + "y" * 70_000, "?\x01", "https://%00/",
+    ],
+)  # fmt: skip
+def test_no_address_in_a_redirect_is_more_than_no_answer(location, redirects):
+    """Whatever the libraries below raise for it."""
+    server = Server(status(302, b"Location: " + location.encode()), OK)
+    refused(server, redirects=redirects)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("location", ["http://127.0.0.1:{port}/", "//127.0.0.1:{port}/"])
+def test_no_redirect_leads_out_of_tls(tmp_path, location):
+    """The second one stays within it, and ends at the certificate: nobody who speaks plain HTTP is heard."""
+    authority, plain = trustme.CA(), Server(OK)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            there = await nursery.start(partial(trio.serve_tcp, plain.handle, 0, host="127.0.0.1"))
+            to = location.format(port=there[0].socket.getsockname()[1])
+            first = Server(status(302, b"Location: " + to.encode()))
+            serve = partial(trio.serve_ssl_over_tcp, first.handle, 0, context, host="127.0.0.1")
+            here = await nursery.start(partial(serve, https_compatible=True))
+            url = f"https://localhost:{here[0].transport_listener.socket.getsockname()[1]}"
+            endpoint = Endpoint(url, CODES, redirects=2, tls=Tls(tmp_path / "ca"), limits=Limits(tries=1))
+            with pytest.raises(MeshkitError) as caught:
+                await endpoint.request("GET", "/")
+            await endpoint.aclose()
+            nursery.cancel_scope.cancel()
+            return caught.value, len(first.requests)
+
+    error, asked = trio.run(main)
+    assert error.code == "provider_request_failed"
+    assert (asked, plain.requests) == (1, [])
 
 
 def test_redirects_are_followed_as_often_as_said():
@@ -471,6 +532,41 @@ def test_plain_http_elsewhere_only_if_it_is_meant():
     assert Endpoint("http://example.com", CODES, insecure=True).name == "http://example.com"
     for local in ("http://127.0.0.1:5", "http://[::1]:5", "http://localhost"):
         Endpoint(local, CODES)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://localhost:9", "https://localhost:9"])
+def test_a_proxy_of_the_environment_hears_nothing_that_is_for_this_machine(monkeypatch, address):
+    asked, error = through_a_proxy(monkeypatch, address)
+    assert asked == []
+    assert "ConnectError" in error.detail
+
+
+def test_a_proxy_of_the_environment_is_asked_for_other_machines(monkeypatch):
+    """And is told a name, not a secret, when what follows is encrypted."""
+    asked, error = through_a_proxy(monkeypatch, "https://elsewhere.invalid")
+    (request,) = asked
+    assert request.startswith(b"CONNECT elsewhere.invalid:443 ")
+    assert b"canary" not in request
+    assert error.code == "provider_request_failed"
+
+
+def through_a_proxy(monkeypatch, address):
+    """Ask for something with a token, where the environment names a proxy: what that hears, and the failure."""
+    proxy = Server(status(502), status(502))
+
+    async def work(endpoint):
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            for spelled in (name, name.upper()):
+                monkeypatch.setenv(spelled, f"http://127.0.0.1:{endpoint.url.port}")
+        there = Endpoint(address, CODES, auth=BearerAuth(Secret("canary")), limits=Limits(tries=1))
+        with pytest.raises(MeshkitError) as caught:
+            await there.request("GET", "/")
+        await there.aclose()
+        return caught.value
+
+    return proxy.requests, talk(proxy, work)
 
 
 def test_certificates(tmp_path):

@@ -22,6 +22,7 @@ from meshkitfs.core.keys import SigningKey, kid_of
 from meshkitfs.core.membership import Revocations, VaultRecord, revocations_id
 from meshkitfs.core.records import Head, Timestamp, record_hash, rotate
 from meshkitfs.metadata._wire import b64, write_publication
+from meshkitfs.server._run import HEADER_SECONDS
 
 CID = "bafkreif4nk5hnawxlkvrjxgpeyzvcf7xxvq6nfbzgegyiuuu5dcluxzv6q"
 NAMES = iter(range(10**6))
@@ -655,51 +656,59 @@ def test_a_slow_client_is_not_waited_for(tmp_path):
         assert alice.get("/v1/invitations").status_code == 200
 
 
+def burst(size):
+    """A rate of so many at once, and then one in 17 minutes: what is counted does not depend on how long it takes.
+
+    That tokens come back with time is in t1_limits.
+    """
+    return {"perSecond": 0.001, "burst": size}
+
+
 def test_rate_of_an_identity(tmp_path):
-    with limited(tmp_path, rates={"identity": {"perSecond": 1, "burst": 5}}) as service:
+    with limited(tmp_path, rates={"identity": burst(5)}) as service:
         alice, bob = Person("alice", service).join(), Person("bob", service).join()
-        answers = [alice.get("/v1/invitations") for _ in range(12)]
+        answers = [alice.get("/v1/invitations") for _ in range(7)]
+        assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
         refused(answers[-1], 429, "rate_limited", "identity")
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 10
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 1000
         assert bob.get("/v1/invitations").status_code == 200
-        deadline = time.monotonic() + 30
-        while alice.get("/v1/invitations").status_code == 429:
-            assert time.monotonic() < deadline
 
 
 def test_a_large_body_counts_as_several_requests(tmp_path):
-    with limited(tmp_path, rates={"identity": {"perSecond": 1, "burst": 5}}) as service:
+    with limited(tmp_path, rates={"identity": burst(5)}) as service:
         alice = Person("alice", service).join()
         large = b" " * (2 << 20)
         assert alice.ask("POST", "/v1/logs", content=large).status_code == 400
         refused(alice.ask("POST", "/v1/logs", content=large), 429, "rate_limited")
+        assert alice.get("/v1/invitations").status_code == 200  # for a small one there is still room
 
 
 def test_rate_of_an_address(tmp_path):
-    with limited(tmp_path, rates={"address": {"perSecond": 1, "burst": 20}}) as service:
-        answers = [service.get("/v1/health") for _ in range(40)]
+    with limited(tmp_path, rates={"address": burst(20)}) as service:
+        answers = [service.get("/v1/health") for _ in range(22)]
+        assert [answer.status_code for answer in answers] == [200] * 20 + [429] * 2
         refused(answers[-1], 429, "rate_limited", "address")
-        assert answers[0].status_code == 200
 
 
 def test_failed_signatures_cost_their_address_more(tmp_path):
-    with limited(tmp_path, rates={"address": {"perSecond": 1, "burst": 60}}) as service:
-        statuses = [service.get("/v1/logs").status_code for _ in range(20)]
-        assert statuses[:5] == [401] * 5
-        assert 429 in statuses
+    with limited(tmp_path, rates={"address": burst(60)}) as service:
+        statuses = [service.get("/v1/logs").status_code for _ in range(12)]
+        assert statuses == [401] * 10 + [429] * 2
 
 
 def test_a_proxy_speaks_for_its_clients_only_if_it_is_trusted(tmp_path):
-    rates = {"address": {"perSecond": 1, "burst": 10}}
+    def statuses(service, *clients):
+        return [
+            service.get("/v1/health", headers={"X-Forwarded-For": client}).status_code for client in clients
+        ]
+
+    rates = {"address": burst(10)}
     with limited(tmp_path, rates=rates, proxies=["127.0.0.1"]) as service:
-        for _ in range(30):
-            last = service.get("/v1/health", headers={"X-Forwarded-For": "10.0.0.1"})
-        assert last.status_code == 429
-        other = {"X-Forwarded-For": "10.0.0.1, 10.0.0.2"}  # the client may have made up the first
-        assert service.get("/v1/health", headers=other).status_code == 200
+        assert statuses(service, *["10.0.0.1"] * 11) == [200] * 10 + [429]
+        # The client may have made up the first; the last is the proxy's word.
+        assert statuses(service, "10.0.0.1, 10.0.0.2", "10.0.0.2, 10.0.0.1") == [200, 429]
     with limited(tmp_path, rates=rates) as service:
-        answers = [service.get("/v1/health", headers={"X-Forwarded-For": f"10.0.0.{i}"}) for i in range(30)]
-        assert answers[-1].status_code == 429
+        assert statuses(service, *(f"10.0.0.{i}" for i in range(11))) == [200] * 10 + [429]
 
 
 def test_quotas(tmp_path):
@@ -813,20 +822,20 @@ def poll_in_thread(person, *args, **options):
     return thread, result
 
 
-def test_a_poll_wakes_within_a_second(alice, bob, share):
+def test_a_poll_is_woken_by_a_change(alice, bob, share):
+    """That no pause on its way is long is in t3_http_home."""
     alice.grant(share, bob)
-    took = []
     for _ in range(3):
         cursor = bob.changes()["cursor"]
+        began = time.monotonic()
         thread, result = poll_in_thread(bob, [share], bob.kid, after=cursor, wait=30)
         assert not wait_for(lambda t=thread: not t.is_alive(), 1.0)  # it waits
         alice.publish(share, head=share.head())
         published = time.monotonic()
-        thread.join(30)
+        thread.join(60)
         assert result["news"]["shares"] == [b64(share.share)]
-        took.append(result["at"] - published)
-    assert min(took) < 1.0, took  # a busy machine may be late, but not each time
-    assert max(took) < 10, took
+        print(f"heard {result['at'] - published:.3f} s after the publication")
+        assert result["at"] - began < 30, "it ended with its time, not with the change"
 
 
 def wait_for(condition, seconds=30.0):
@@ -1225,7 +1234,7 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path):
             started = time.monotonic()
             slow.sendall(b"GET /v1/health HTTP/1.1\r\nX-Slow: ")
             slow.settimeout(0.5)
-            while time.monotonic() - started < 50:
+            while time.monotonic() - started < 5 * HEADER_SECONDS:
                 try:
                     slow.sendall(b"a")
                     if not slow.recv(1000):
@@ -1234,7 +1243,8 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path):
                     continue
                 except OSError:
                     break
-            assert time.monotonic() - started < 45
+            else:
+                pytest.fail("every byte has bought it more time")
 
 
 # -- starting and ending -------------------------------------------------------------------------------------
@@ -1245,12 +1255,12 @@ def test_polls_are_answered_when_it_ends(tmp_path):
         alice = Person("alice", service).join()
         share = alice.new_share()
         cursor = alice.changes()["cursor"]
+        began = time.monotonic()
         thread, result = poll_in_thread(alice, [share], after=cursor, wait=30)
         assert not wait_for(lambda: not thread.is_alive(), 1.0)
-        started = time.monotonic()
         assert service.stop() == 0
         thread.join(30)
-        assert time.monotonic() - started < 10
+        assert result["at"] - began < 30, "it ended with its time, not with the service"
         assert result["news"]["shares"] == []
         assert service.said == ""
 
@@ -1288,6 +1298,10 @@ def test_a_configuration_file_is_strict(tmp_path):
         {"lisen": "127.0.0.1:0"},
         {"join": {"policy": "token", "token": "secret"}},
         {"rates": {"identity": {"perSecond": 0, "burst": 1}}},
+        {"rates": {"identity": {"perSecond": 0.0001, "burst": 1}}},
+        {"rates": {"identity": {"perSecond": float("nan"), "burst": 1}}},
+        {"rates": {"identity": {"perSecond": True, "burst": 1}}},
+        {"rates": {"identity": {"perSecond": 1, "burst": 1.5}}},
         {"quotas": {"shares": True}},
         {"tls": {"certificate": "x"}},
         [],

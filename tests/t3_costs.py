@@ -281,7 +281,9 @@ def test_one_entry_of_a_large_directory(device, meter):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_one_entry_of_a_hundred_thousand(device, meter):
+    device.world.patience_s = 900.0
     one_entry(device, meter, 100_000)
 
 

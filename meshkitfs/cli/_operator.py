@@ -125,7 +125,8 @@ def remove_share(context: Context, args: argparse.Namespace) -> int:
     share = _share_id(args.share)
     removal = _operate(args, lambda operator: operator.remove_share(share, apply=args.yes))
     lines = [
-        "Everybody loses the share at once, its owner too, and it cannot be published again.",
+        "Nobody is shown the share any more, its owner neither, and it cannot be published again.",
+        "Where it is open it stays so until its lease ends, 5 minutes at most.",
         "Its blocks stay at the byte store: nobody can name them any more, so they cannot be collected.",
     ]
     return _removed(context, removal, lines)

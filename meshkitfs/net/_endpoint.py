@@ -37,8 +37,9 @@ class Endpoint:
     """A server at ``base_url``. Use it in one trio run, and `aclose` it there.
 
     Plain HTTP is for this machine (loopback, or a Unix socket ``uds``), unless ``insecure`` says that it is
-    meant. ``redirects`` is how many are followed, for GET and HEAD only: to https, or from http to http, and
-    without credentials when they lead to another server. Raises invalid_config for an unusable address.
+    meant. Proxies that the environment names are used for other machines only. ``redirects`` is how many are
+    followed, for GET and HEAD only: to https, or from http to http, and without credentials when they lead to
+    another server. Raises invalid_config for an unusable address.
     """
 
     def __init__(
@@ -65,6 +66,9 @@ class Endpoint:
             transport=httpx.AsyncHTTPTransport(uds=str(uds)) if uds is not None else None,
             verify=_context(tls or Tls()),
             timeout=None,  # noqa: S113
+            # HTTP_PROXY and the like are for other machines. What is said to this one, in plain HTTP and with
+            # credentials, must not be carried to a proxy.
+            trust_env=not _is_loopback(self.url.host),
             follow_redirects=False,
             limits=httpx.Limits(
                 max_connections=self.limits.concurrency,
@@ -183,7 +187,12 @@ class Endpoint:
         asked = request.url
         for _ in range(self._redirects + 1):
             home = request.url.netloc == asked.netloc and request.url.scheme == asked.scheme
-            response = await self._client.send(request, stream=True, auth=self._auth if home else None)
+            try:
+                response = await self._client.send(request, stream=True, auth=self._auth if home else None)
+            except (httpx.InvalidURL, ValueError) as error:
+                # httpx reads the address in a redirect even if nobody follows it, and the name in an address
+                # is encoded when it is looked up: what it meets there it raises as it is.
+                raise _NoAnswerError(f"an address that is not one ({type(error).__name__})") from None
             try:
                 if response.status_code not in _REDIRECTS:
                     return Reply(
@@ -203,10 +212,12 @@ class Endpoint:
             raise _NoAnswerError(f"a redirect (HTTP {response.status_code}), which is not followed")
         location = response.headers.get("location", "")
         try:
-            target = request.url.join(location)
-        except httpx.InvalidURL:
-            location = ""
-        if not location:
+            # Also what is only found out when the parts of the address are looked at.
+            target = httpx.URL(str(request.url.join(location)))
+            named = bool(location) and target.host is not None
+        except (httpx.InvalidURL, ValueError):
+            named = False
+        if not named:
             raise _NoAnswerError("a redirect to nowhere")
         if target.scheme != "https" and not (target.scheme == "http" and request.url.scheme == "http"):
             raise _NoAnswerError(f"a redirect to {target.scheme or 'nothing'}:, which is not followed")

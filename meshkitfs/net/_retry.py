@@ -32,7 +32,7 @@ def retry_after(value: str | None) -> float | None:
     if value.isascii() and value.isdigit() and len(value) < 8:
         return float(value)
     try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - time.time())
+    return max(0.0, moment - time.time())

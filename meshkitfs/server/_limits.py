@@ -59,11 +59,15 @@ class Buckets:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str, cost: float = 1.0) -> None:
-        """Take ``cost`` tokens. Raises `TooManyError` when there are not enough."""
+        """Take ``cost`` tokens, or all that there can be if that is less.
+
+        Raises `TooManyError` when they are not there.
+        """
         level = self._level(name)
+        cost = min(cost, self._rate.burst)
         if level < cost:
             self._levels[name] = (level, self._clock())
-            wait = math.ceil((min(cost, self._rate.burst) - level) / self._rate.per_second)
+            wait = math.ceil((cost - level) / self._rate.per_second)
             raise TooManyError(f"too many requests of this {self._what}", max(1, wait))
         self._levels[name] = (level - cost, self._clock())
 

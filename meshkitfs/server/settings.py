@@ -27,6 +27,7 @@ JOIN: Final = ("open", "token", "invite")
 DEFAULT_LISTEN: Final = "127.0.0.1:8787"
 IDENTITY_RATE: Final = Rate(50.0, 200.0)
 ADDRESS_RATE: Final = Rate(200.0, 800.0)
+_SLOWEST: Final = 0.001  # of what comes back in a second
 _MAX_BYTES: Final = 64 << 10
 FIELDS: Final = (
     *("listen", "names", "database", "databaseEnv", "databaseFile", "tls", "join", "proxies"),
@@ -228,7 +229,9 @@ class _Reader:
         item = self._object(value, where, ("perSecond", "burst"))
         if set(item) != {"perSecond", "burst"}:
             self._fail(where, "needs 'perSecond' and 'burst'")
-        per_second, burst = (self._number(item[name], f"{where}.{name}") for name in ("perSecond", "burst"))
+        per_second, burst = item["perSecond"], self._number(item["burst"], f"{where}.burst")
+        if type(per_second) not in (int, float) or not _SLOWEST <= per_second < 2**31:
+            self._fail(f"{where}.perSecond", f"must be a number from {_SLOWEST}")
         return Rate(float(per_second), float(burst))
 
     def _object(self, value: Any, where: str, names: tuple[str, ...]) -> dict[str, Any]:
