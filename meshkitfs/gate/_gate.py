@@ -86,7 +86,7 @@ class Gate:
     def __init__(
         self,
         encryption: Callable[[], Sequence[EncryptionKey]],
-        signing: Callable[[], SigningKey],
+        signing: Callable[[], Sequence[SigningKey]],
         metadata: Metadata,
         state: State,
         clock: Clock,
