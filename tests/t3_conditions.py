@@ -322,6 +322,27 @@ def test_a_store_that_gives_no_answer_in_time(member):
     assert caught.value.detail == "no answer from the metadata store in time"
 
 
+def test_an_offline_grace_does_not_stand_in_for_a_vault(people):
+    """With the grace alone the share opens while nobody answers; a vault's list has to be shown."""
+    alice, bob, _ = people
+
+    def silent():
+        for method in ("capsules", "roster", "timestamp", "head", "access_list"):
+            liar(bob).on(method, evil.unavailable())
+
+    ask(alice, "vault.create", name="team")
+    ask(alice, "vault.add", name="team", member="bob")
+    give(alice, bob, offline_grace="1d")
+    opens(bob)
+    silent()
+    assert walk(bob).unproven is not None
+    liar(bob).heal()
+    give(alice, bob, offline_grace="1d", vault="team")
+    opens(bob)
+    silent()
+    refused(bob, "freshness_unproven", "vault", "evil")
+
+
 def test_a_service_that_withholds_a_removal_can_do_so_until_the_record_runs_out(member):
     """It has the key of the timestamps, and bob has not been shown the newer record."""
     alice, bob, vault = member
