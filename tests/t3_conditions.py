@@ -283,7 +283,7 @@ def test_a_store_that_proves_nothing(member, fault):
     other = evil.Timestamp(share=vault, roster=evil.record_hash(found.record), iat=iat, exp=iat + 300)
     faults = {
         "withheld": (evil.fixed(None), "shows no vault record"),
-        "unavailable": (evil.unavailable(), ""),
+        "unavailable": (evil.unavailable(), "evil"),
         "no timestamp": (evil.fixed(AccessList(found.record, None)), "nobody vouches"),
         "old timestamp": (evil.fixed(stamped(bob, vault, found.record, iat - 400)), "not of now"),
         "another's timestamp": (evil.fixed(AccessList(found.record, other.sign(stranger))), "not usable"),
@@ -291,9 +291,8 @@ def test_a_store_that_proves_nothing(member, fault):
     answer, says = faults[fault]
     liar(bob).on("access_list", answer, vault)
     if fault == "unavailable":
-        # Nobody has said no: nothing new is opened, and what lives goes on to the end of its lease.
+        # No answer is not a no: nothing opens, and what is open may go on to the end of its lease.
         refused(bob, "freshness_unproven", "vault", says)
-        opens(bob)
     else:
         refused(bob, MEMBER, "vault", says)
         out(bob, MEMBER)
@@ -321,6 +320,27 @@ def test_a_store_that_gives_no_answer_in_time(member):
         task.wait()
     assert caught.value.code == "freshness_unproven"
     assert caught.value.detail == "no answer from the metadata store in time"
+
+
+def test_an_offline_grace_does_not_stand_in_for_a_vault(people):
+    """With the grace alone the share opens while nobody answers; a vault's list has to be shown."""
+    alice, bob, _ = people
+
+    def silent():
+        for method in ("capsules", "roster", "timestamp", "head", "access_list"):
+            liar(bob).on(method, evil.unavailable())
+
+    ask(alice, "vault.create", name="team")
+    ask(alice, "vault.add", name="team", member="bob")
+    give(alice, bob, offline_grace="1d")
+    opens(bob)
+    silent()
+    assert walk(bob).unproven is not None
+    liar(bob).heal()
+    give(alice, bob, offline_grace="1d", vault="team")
+    opens(bob)
+    silent()
+    refused(bob, "freshness_unproven", "vault", "evil")
 
 
 def test_a_service_that_withholds_a_removal_can_do_so_until_the_record_runs_out(member):
@@ -622,7 +642,7 @@ def test_a_store_that_hides_a_revocation(people):
         liar(bob).on("access_list", evil.fixed(answer), list_id)
         refused(bob, DENIED, "capability", says)
     liar(bob).on("access_list", evil.unavailable(), list_id)
-    refused(bob, "freshness_unproven", "capability")
+    refused(bob, "freshness_unproven", "capability", "evil")
 
 
 def test_what_comes_by_mail_and_is_no_token_of_ones_own_is_thrown_away(people):
@@ -734,7 +754,7 @@ def test_a_404_that_is_not_the_services_own_is_no_answer(apart, served):
     give(alice, bob, vault="team")
     refused(bob, MEMBER, "vault", "shows no vault record")
     served.on("vaults", served.status(404, b"<html>not here</html>"))
-    refused(bob, "freshness_unproven", "vault")
+    refused(bob, "freshness_unproven", "vault", "HTTP 404")
 
 
 def test_a_mark_is_never_lowered(people):

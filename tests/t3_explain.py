@@ -129,7 +129,7 @@ def test_all_places_tell_the_same_of_every_code(pair, code, caplog):
     assert told == f"{code}: {row.sentence} ({detail}) {row.remedy}"
     lines = describe.errors_text(session).decode().split("\n\n")[-1]
     assert f"first/file\n    {code}: {row.sentence} ({detail})\n    {row.remedy}\n" in lines
-    newest = describe.status(session, service.lock)["errors"][-1]
+    newest = alice.world.run(service.call, "status", {})["errors"][-1]
     assert (newest["path"], newest["code"], newest["detail"]) == ("first/file", code, detail)
     explained, _ = explain_with(alice, service)
     assert {name: explained[name] for name in ("code", "message", "detail", "suggestion")} == {

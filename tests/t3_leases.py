@@ -17,6 +17,7 @@ import evil
 import pytest
 from devices import Device, Task, World, scratch
 from evil import EvilMetadata
+from homes import wait_until
 from t3_gate import Provider, Silence, give
 
 import meshkitfs.gate
@@ -279,7 +280,6 @@ def start_open(device) -> Task:
 
 
 def wait_for(condition):
-    from homes import wait_until
 
     wait_until(condition, "it")
 
@@ -427,6 +427,27 @@ def test_a_grace_that_ends_with_the_grant(two):
     at(bob, 2010)
     assert over(bob) == errno.EACCES
     assert bob.share().refusal.code == "share_expired"
+
+
+def test_a_grant_that_was_shortened_has_expired(two):
+    """Its owner lists it no longer, and that is not called a revocation because of the longer grant before it."""
+    alice, bob = two
+    give(alice, bob, Terms(("read",)))
+    alice.world.run(alice.session.book.add, alice.share(), "bob", Terms(("read",), int(time.time()) + 2))
+    alice.refresh()
+    epoch = alice.share().grant.roster.epoch
+
+    def shut_out():
+        alice.session.book._next_look = 0
+        alice.world.run(alice.session.book.renew_rosters)
+        alice.refresh()
+        return alice.share().grant.roster.epoch > epoch
+
+    wait_until(shut_out, "the end of the grant")
+    assert errno_of(bob.view().read, "file") == errno.EACCES
+    assert bob.share().refusal.code == "share_expired"
+    with pytest.raises(MeshkitError, match="before roster"):
+        bob.world.run(bob.session.gate.open, row_of(bob), "read")
 
 
 def test_a_revocation_that_was_seen_ends_a_grace(two):

@@ -119,3 +119,24 @@ def test_a_token_is_narrowed_to_reading_while_somebody_writes(pair):
     secret = text.split(":")[1][:60]
     for person in (alice, bob):
         assert secret not in person.logs() + person.errors_text() + json.dumps(person.status())
+
+
+def test_what_was_typed_wrong_is_said(pair, tmp_path):
+    alice, _ = pair
+    text = "meshkit-capability1:AAAA"
+    for args, stdin, says in (
+        (("inspect", "-"), b"hello\n", "that is not the text of a capability token"),
+        (("inspect", "ab"), None, "say 4 digits of its id, or more"),
+        (("inspect", "abcd"), None, "no id begins with 'abcd'"),
+        (("inspect", tmp_path / "none"), None, "No such file or directory"),
+        (("inspect", text), None, "a token comes in a file, or with '-' on standard input"),
+        (("add", text), None, "a token comes in a file, or with '-' on standard input"),
+        (("revoke", "abcd"), None, "no id begins with 'abcd'"),
+    ):
+        failed = alice.run("capability", *args, stdin=stdin, check=False)
+        assert failed.code == 2
+        assert says in failed.err
+        assert text not in failed.err
+    outside = alice.run("explain", "/etc/passwd", check=False)
+    assert outside.code == 2
+    assert "/etc/passwd is not in a share of this home's mount" in outside.err

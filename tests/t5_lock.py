@@ -72,6 +72,9 @@ def test_everything_is_refused_and_goes_on_after(alice, place):
     assert alice.share(place.name)["reason"] == "identity_locked"
     assert f"{place.name}\n    identity_locked" in alice.errors_text()
     assert alice.status_file()["locked"]["by"] == "lock"
+    explained = alice.explain(place / "file")
+    assert explained["code"] == "identity_locked"
+    assert [step["result"] for step in explained["steps"][:2]] == ["refused", "not reached"]
     before = alice.counters()
     # Nothing is asked, unwrapped, fetched or opened meanwhile.
     with fails(errno.EACCES):

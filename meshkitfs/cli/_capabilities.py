@@ -18,6 +18,7 @@ __all__ = ["capability_commands"]
 
 _MAX_BYTES: Final = 200_000
 _DEFAULT_EXPIRY: Final = "30d"
+_TEXT: Final = "meshkit-capability"  # how a token's text begins
 
 
 def issue(context: Context, args: argparse.Namespace) -> int:
@@ -102,7 +103,7 @@ def list_tokens(context: Context, _args: argparse.Namespace) -> int:
 def inspect(context: Context, args: argparse.Namespace) -> int:
     """``capability inspect ID|FILE|-``"""
     place = args.capability
-    if place == "-" or os.path.exists(place):
+    if place == "-" or os.path.exists(place) or os.sep in place or place.startswith(_TEXT):
         data = context.call("capability.inspect", {"text": _read(place)})
     else:
         data = context.call("capability.inspect", {"capability": place})
@@ -153,6 +154,8 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
 def _read(place: str) -> str:
     if place == "-":
         return sys.stdin.read(_MAX_BYTES)
+    if place.startswith(_TEXT):
+        raise MeshkitError("invalid_argument", "a token comes in a file, or with '-' on standard input")
     try:
         with open(place, "rb") as file:
             return file.read(_MAX_BYTES).decode("utf-8", "replace")

@@ -69,6 +69,8 @@ def sync(context: Context, args: argparse.Namespace) -> int:
 def explain(context: Context, args: argparse.Namespace) -> int:
     """``explain PATH``: the walk through the gate, step by step. A refusal is an answer, so exit 0."""
     path = share_path(args.path, mount_points(context.home))
+    if path.startswith(("/", "~")):
+        raise MeshkitError("share_not_found", f"{path} is not in a share of this home's mount")
     data = context.call("explain", {"path": path})
     steps = data.get("steps") or []
     rows = [

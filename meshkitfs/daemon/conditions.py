@@ -119,7 +119,7 @@ class Conditions:
             raise MeshkitError("invalid_argument", "the id of a token that is held here, or the token itself")
         tokens = self._session.tokens
         token = tokens.find(capability) if capability is not None else Token.from_text(text or "")
-        me = self._session.identity.signing.public
+        mine = {key.public for key in self._session.identity.signing_keys}
         steps = [
             {
                 "rights": list(block.rights),
@@ -130,7 +130,7 @@ class Conditions:
             }
             for block in token.blocks
         ]
-        return _token(token) | {"mine": token.last.holder == me, "chain": steps}
+        return _token(token) | {"mine": token.last.holder in mine, "chain": steps}
 
     async def _add(self, text: str) -> dict[str, Any]:
         made = await self._session.tokens.add(Token.from_text(text))

@@ -269,7 +269,8 @@ def steps(session: Session, trace: Trace) -> list[dict[str, str]]:
     """Describe a walk through the gate, with the fingerprint of who signed, and how sure one is of it."""
     known: dict[str, tuple[str, str, str]] = {}
     me = session.identity.public
-    for contact in session.contacts.list():
+    # While the home is locked nobody knows who its contacts are, and only the first step has been taken.
+    for contact in session.contacts.list() if session.locked is None else ():
         kid = kid_of(contact.public.sig).hex()
         known[kid] = (contact.handle, contact.fingerprint, str(contact.trust))
     for own in (kid_of(me.sig), session.identity.encryption.kid):

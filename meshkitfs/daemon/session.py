@@ -205,8 +205,8 @@ class Session:
             contacts.own(known.public)
         owners = Owners(lambda: holder.identity, lambda: contacts, state)
         gate = Gate(
-            lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing, metadata, state,
-            clock, owners, deciders, releases, lease_s=settings.access.lease_seconds,
+            lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing_keys, metadata,
+            state, clock, owners, deciders, releases, lease_s=settings.access.lease_seconds,
         )  # fmt: skip
         spooled = state.staged_digests()
         # Services and session refer to each other through this: events arrive only once it is filled.
@@ -320,6 +320,7 @@ class Session:
                 _log.exception("renewing rosters failed in a way nobody foresaw")
             try:
                 await self.lists.renew()
+                await self.vaults.follow()
             except MeshkitError as error:
                 _log.warning(
                     "a vault or revocation list could not be renewed: %s (%s)", error.code, error.detail

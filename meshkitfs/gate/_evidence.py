@@ -79,7 +79,8 @@ def listed(capsules: dict[bytes, Capsule], roster: Roster, row: ShareRow) -> tup
     if row.grant == "live":
         listed = [(capsule, digest) for capsule, digest in listed if capsule.epoch == roster.epoch]
     if not listed:
-        latest = max(capsule.exp for capsule in capsules.values())
+        # The newest of them counts: an earlier one that was to last longer was replaced by it.
+        latest = max(capsules.values(), key=lambda capsule: (capsule.seq, capsule.exp)).exp
         if latest <= roster.iat:
             # By the owner's own clock it had run out: that is why the owner no longer lists it.
             raise MeshkitError("share_expired", f"expired {roster.iat - latest} s before roster {roster.seq}")

@@ -86,7 +86,7 @@ class Gate:
     def __init__(
         self,
         encryption: Callable[[], Sequence[EncryptionKey]],
-        signing: Callable[[], SigningKey],
+        signing: Callable[[], Sequence[SigningKey]],
         metadata: Metadata,
         state: State,
         clock: Clock,
@@ -304,8 +304,9 @@ class Gate:
             signers = await self._owners.signers(row, found, self._clock.now)
             keys = signers.keys if signers else {kid_of(row.owner_public): row.owner_public}
             capsules = evidence.capsules(found.capsules, row, keys, mine)
-            ends = max(capsule.exp for capsule in capsules.values())
-            step.note(f"{len(capsules)} signed by {row.owner_handle}", until=ends, by=by)
+            newest = max(capsules.values(), key=lambda capsule: (capsule.seq, capsule.exp))
+            said = f"{len(capsules)} signed by {row.owner_handle}"
+            step.note(said, until=newest.exp, by=by, signer=newest.frm)
         with trace.step("roster") as step:
             roster, roster_hash = evidence.roster(found, row, keys, mark)
             owner = roster.signer

@@ -6,7 +6,7 @@ metadata store, and the memory of what was seen, which no store can take back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,11 @@ class Proved:
 
 
 class AccessLists:
-    """``signing`` returns the identity's signing key or raises ``identity_locked``/``identity_not_found``."""
+    """``signing`` returns the identity's signing keys, of now and before, or raises ``identity_locked`` or
+    ``identity_not_found``: a token that was made for a key that its holder has replaced is theirs still."""
 
     def __init__(
-        self, metadata: Callable[[], Metadata], state: State, signing: Callable[[], SigningKey]
+        self, metadata: Callable[[], Metadata], state: State, signing: Callable[[], Sequence[SigningKey]]
     ) -> None:
         self._metadata = metadata
         self._state = state
@@ -96,10 +97,17 @@ class AccessLists:
         """
         code = "capability_denied"
         asked = _pinned(capsule.cap, code, "capability")
-        holder = self._signing()
-        held = [token for token in self.tokens() if token.pinned == asked]
+        mine = [key.public for key in self._signing()]
+        kept = self.tokens()
+        held = [token for token in kept if token.pinned == asked]
         if not held:
-            raise MeshkitError("capability_required", f"capability '{asked.label}'")
+            detail = f"capability '{asked.label}'"
+            if any(token.name == asked.label for token in kept):
+                detail += (
+                    "; the one held here was issued under another key than the grant names: "
+                    "whoever issued it has to grant the share again with '--capability'"
+                )
+            raise MeshkitError("capability_required", detail)
         list_id = revocations_id(asked.public)
         offered, mark = await self._offered(Revocations, list_id, asked.public, code)
         revoked, until = newest_revocations(
@@ -110,9 +118,10 @@ class AccessLists:
         good: list[Token] = []
         refusal: MeshkitError | None = None
         for token in held:
+            holder = token.last.holder if token.last.holder in mine else mine[0]
             try:
                 end = check_token(
-                    token, asked=asked, holder=holder.public, share=capsule.share, revoked=revoked, now=now
+                    token, asked=asked, holder=holder, share=capsule.share, revoked=revoked, now=now
                 )
             except MeshkitError as error:
                 refusal = error

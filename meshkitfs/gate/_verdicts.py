@@ -40,6 +40,9 @@ ENDS: Final = {
     "roster_rollback": True,
     "roster_fork": True,
     "invalid_record": True,
+    # Somebody signs with a key that its owner has replaced, or that no chain of theirs leads to.
+    "key_replaced": True,
+    "contact_key_changed": True,
     # Nobody answered, or with nothing that proves anything.
     "freshness_unproven": False,
     "policy_provider_error": False,

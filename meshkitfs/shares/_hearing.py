@@ -15,7 +15,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import Contact, ContactBook, Identity, Signers
 from meshkitfs.state import Member
 
-__all__ = ["HEAR_S", "Hearing"]
+__all__ = ["HEAR_S", "Hearing", "keys_in"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,11 +68,12 @@ class Hearing:
         contact = self._contacts().remembered(member.handle)
         if contact is None or not _theirs(contact, member):
             return member.encryption_public, member.signing_public
-        return _keys_in(contact.record)
+        return keys_in(contact.record)
 
 
 @lru_cache(maxsize=1024)
-def _keys_in(record: bytes) -> tuple[bytes, bytes]:
+def keys_in(record: bytes) -> tuple[bytes, bytes]:
+    """Return the encryption and signing key in an identity record that was verified before."""
     public = IdentityRecord.parse_self_signed(record)
     return public.enc, public.sig
 

@@ -1,4 +1,8 @@
-"""The lists that this home signs: its vaults, and the list of the capability tokens it has revoked."""
+"""The lists that this home signs: its vaults, and the lists of the capability tokens it has revoked.
+
+Grants and tokens name the key that a list is signed with. So a list keeps its key for good, also when its
+owner has replaced that key: only then can somebody be taken out of it afterwards.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from meshkitfs.core.keys import KID_SIZE, SigningKey
 from meshkitfs.core.membership import (
     LIST_LIFETIME_S,
     LIST_RENEW_S,
@@ -22,7 +27,8 @@ from meshkitfs.core.membership import (
 )
 from meshkitfs.core.pinned import Pinned, valid_label
 from meshkitfs.errors import MeshkitError
-from meshkitfs.identity import ContactBook, Identity
+from meshkitfs.identity import ContactBook, Identity, Signers
+from meshkitfs.shares._hearing import keys_in
 from meshkitfs.shares._services import Services
 from meshkitfs.state import OwnList
 
@@ -30,8 +36,10 @@ __all__ = ["REVOKED", "OwnLists", "Vaults"]
 
 _log = logging.getLogger(__name__)
 
-# What the revocation list is kept under; no vault can be called this.
+# What the first revocation list is kept under, and how the names of those of later keys begin; no vault can
+# be called so.
 REVOKED: Final = ""
+_LATER: Final = "@"
 # How often the owner's daemon looks whether a list has to be renewed.
 _LOOK_S: Final = 5
 # Somebody else's change (another device of the same owner, or an answer that was lost) is taken in, and the
@@ -74,14 +82,42 @@ class OwnLists:
     async def change_revocations(
         self, change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
     ) -> Revocations:
-        """Publish what ``change`` makes of the ids of revoked tokens."""
+        """Publish what ``change`` makes of the ids of revoked tokens, in the list of each key that has one.
 
+        Returns the newest key's list, which there is afterwards. Which key issued a token need not be known.
+        """
+        newest, *former = self._identity().signing_keys
+        for key in former:
+            if (name := self._list_of(key)) is not None:
+                await self._change_revocations(name, key, change)
+        return await self._change_revocations(
+            self._list_of(newest) or self._free_name(newest), newest, change
+        )
+
+    async def begin_revocations(self) -> None:
+        """Publish a revocation list of the newest key, if there is none yet."""
+        key = self._identity().signing
+        if self._list_of(key) is None:
+            await self._change_revocations(self._free_name(key), key, lambda tokens: tokens)
+
+    async def _change_revocations(
+        self, name: str, key: SigningKey, change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
+    ) -> Revocations:
         def make(before: Revocations | None, **common: int | bytes) -> Revocations:
             tokens = change(before.tokens if before is not None else ())
             return Revocations(**common, tokens=tokens)  # type: ignore[arg-type]
 
-        list_id = revocations_id(self._identity().signing.public)
-        return await self._next(Revocations, REVOKED, list_id, make, {})
+        return await self._next(Revocations, name, revocations_id(key.public), make, {})
+
+    def _list_of(self, key: SigningKey) -> str | None:
+        """Return the name that the revocation list of ``key`` is kept under."""
+        wanted = revocations_id(key.public)
+        rows = self._services.state.conditions.own_lists()
+        return next((row.name for row in rows if _is_revocations(row) and row.list_id == wanted), None)
+
+    def _free_name(self, key: SigningKey) -> str:
+        first = self._services.state.conditions.own_list(REVOKED) is None
+        return REVOKED if first else _LATER + key.kid.hex()
 
     async def renew(self) -> None:
         """Sign lists anew before they run out; cheap to call often. Raises if one could not be renewed."""
@@ -90,12 +126,14 @@ class OwnLists:
         self._next_look = self.now + _LOOK_S
         failure: MeshkitError | None = None
         for row in self._services.state.conditions.own_lists():
-            kind: type[NumberedList] = Revocations if row.name == REVOKED else VaultRecord
-            if kind.parse_owned(row.record).exp - self.now >= LIST_RENEW_S:
+            kind: type[NumberedList] = Revocations if _is_revocations(row) else VaultRecord
+            record = kind.parse_owned(row.record)
+            if record.exp - self.now >= LIST_RENEW_S:
                 continue
             try:
-                if row.name == REVOKED:
-                    await self.change_revocations(lambda tokens: tokens)
+                if _is_revocations(row):
+                    key = self._key(record.owner)
+                    await self._change_revocations(row.name, key, lambda tokens: tokens)
                 else:
                     await self.change_vault(row.name, row.list_id, lambda members: members, row.handles)
             except MeshkitError as error:
@@ -112,15 +150,16 @@ class OwnLists:
         async with self._turn:
             kept = rows.own_list(name)
             before = kind.parse_owned(kept.record) if kept is not None else None
+            key = self._key(before.owner) if before is not None else me.signing
             expect = before.seq if before is not None else 0
             for left in reversed(range(_TRIES)):
                 now = self.now
                 record = make(
                     before, id=list_id, seq=before.seq + 1 if before is not None else 1,
-                    prev=before.digest if before is not None else b"", owner=me.signing.public,
+                    prev=before.digest if before is not None else b"", owner=key.public,
                     iat=now, exp=now + LIST_LIFETIME_S,
                 )  # fmt: skip
-                signed = record.sign(me.signing)
+                signed = record.sign(key)
                 readers = record.signing_kids() if isinstance(record, VaultRecord) else ()
                 try:
                     await services.metadata.put_access_list(list_id, expect, signed, readers)
@@ -129,7 +168,7 @@ class OwnLists:
                         raise
                     offered = await services.metadata.access_list(list_id)
                     standing = kind.parse_owned(offered.record) if offered is not None else None
-                    if standing is not None and standing.owner != me.signing.public:
+                    if standing is not None and standing.owner != key.public:
                         raise
                     expect = standing.seq if standing is not None else 0
                     if standing is not None and (before is None or standing.seq >= before.seq):
@@ -138,9 +177,20 @@ class OwnLists:
                 parsed = kind.parse_owned(signed)
                 await trio.to_thread.run_sync(rows.set_own_list, OwnList(name, list_id, signed, handles))
                 seen = ListMark(parsed.seq, parsed.digest)
-                await trio.to_thread.run_sync(rows.raise_mark, list_id, me.signing.public, seen)
+                await trio.to_thread.run_sync(rows.raise_mark, list_id, key.public, seen)
                 return parsed
         raise AssertionError("the last try returns or raises")
+
+    def _key(self, public: bytes) -> SigningKey:
+        """Return the key, of now or of before, that a list is signed with. Raises ``invalid_record``."""
+        for key in self._identity().signing_keys:
+            if key.public == public:
+                return key
+        raise MeshkitError("invalid_record", "a list that is signed with a key that this home does not have")
+
+
+def _is_revocations(row: OwnList) -> bool:
+    return row.name == REVOKED or row.name.startswith(_LATER)
 
 
 class Vaults:
@@ -157,15 +207,16 @@ class Vaults:
         self._lists = lists
         self._identity = identity
         self._contacts = contacts
+        self._next_look = 0
 
     def list(self) -> list[OwnList]:
         """Return the vaults, by name."""
-        return [row for row in self._services.state.conditions.own_lists() if row.name != REVOKED]
+        return [row for row in self._services.state.conditions.own_lists() if not _is_revocations(row)]
 
     def find(self, name: str) -> OwnList:
         """Return a vault. Raises ``vault_not_found``."""
-        row = self._services.state.conditions.own_list(name) if name != REVOKED else None
-        if row is None:
+        row = self._services.state.conditions.own_list(name)
+        if row is None or _is_revocations(row):
             raise MeshkitError("vault_not_found", name)
         return row
 
@@ -184,7 +235,7 @@ class Vaults:
 
     def pinned(self, row: OwnList) -> Pinned:
         """Return how a capsule names one of this home's own vaults."""
-        return Pinned(row.list_id.hex(), self._identity().signing.public)
+        return Pinned(row.list_id.hex(), VaultRecord.parse_owned(row.record).owner)
 
     async def create(self, name: str) -> OwnList:
         """Make a vault with nobody in it. Raises ``vault_exists``, ``invalid_argument``."""
@@ -226,6 +277,41 @@ class Vaults:
             kept,
         )
         return self.find(name)
+
+    async def follow(self) -> None:
+        """List members who have got new keys under those, as far as is known here; cheap to call often.
+
+        Only where a chain leads from the keys they were added with: others stay as they are, and have to be
+        added again.
+        """
+        if self._lists.now < self._next_look:
+            return
+        self._next_look = self._lists.now + _LOOK_S
+        for row in self.list():
+            listed = VaultRecord.parse_owned(row.record).members
+            fresh = {entry: self._entry_now(entry, row.handles.get(entry.hex(), "")) for entry in listed}
+            if all(entry == now for entry, now in fresh.items()):
+                continue
+            renamed = {entry.hex(): now.hex() for entry, now in fresh.items()}
+            handles = {renamed.get(entry, entry): who for entry, who in row.handles.items()}
+
+            def change(members: tuple[bytes, ...], fresh: dict[bytes, bytes] = fresh) -> tuple[bytes, ...]:
+                return tuple(dict.fromkeys(fresh.get(entry, entry) for entry in members))
+
+            await self._lists.change_vault(row.name, row.list_id, change, handles)
+
+    def _entry_now(self, entry: bytes, handle: str) -> bytes:
+        me = self._identity()
+        if handle == me.handle:
+            mine = entry[:KID_SIZE] in {key.kid for key in me.signing_keys}
+            return member_entry(me.signing.public, me.encryption.public) if mine else entry
+        contact = self._contacts().remembered(handle)
+        if contact is None or contact.trust == "blocked":
+            return entry
+        if entry[:KID_SIZE] not in Signers(contact.chain).keys:
+            return entry
+        encryption, signing = keys_in(contact.record)
+        return member_entry(signing, encryption)
 
     async def delete(self, name: str) -> None:
         """Remove a vault: whoever a grant demands it of is not in it any more. Raises ``vault_not_found``."""

@@ -11,11 +11,11 @@ from typing import Final
 import trio
 
 from meshkitfs.core.capability import LETTER_MAGIC, Token, open_token, seal_token
-from meshkitfs.core.keys import kid_of
+from meshkitfs.core.keys import SigningKey, kid_of
 from meshkitfs.core.pinned import Pinned, valid_label
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import ContactBook, Identity
-from meshkitfs.shares._own_lists import REVOKED, OwnLists
+from meshkitfs.shares._own_lists import OwnLists
 from meshkitfs.shares._services import Services
 from meshkitfs.state import IssuedRow
 
@@ -54,12 +54,12 @@ class Tokens:
         """Return the one token whose id (of its last block) begins so. Raises ``capability_not_found``."""
         found = [token for token in self.held() if token.last.digest.hex().startswith(wanted)]
         if len(wanted) < _PREFIX or len(found) != 1:
-            raise MeshkitError("capability_not_found", f"{len(found)} of '{wanted[:64]}'")
+            raise _not_one(wanted, len(found))
         return found[0]
 
     async def add(self, token: Token) -> Token:
         """Keep a verified token. Raises ``capability_denied`` if it is not for this identity."""
-        if token.last.holder != self._identity().signing.public:
+        if self._holder(token) is None:
             raise MeshkitError("capability_denied", "the token is another holder's")
         if len(self._services.state.conditions.tokens()) >= _HELD_MAX:
             raise MeshkitError("no_space", f"{_HELD_MAX} capability tokens are kept here already")
@@ -121,8 +121,7 @@ class Tokens:
             raise MeshkitError("invalid_argument", f"'{name}' is no name for a capability")
         me, token_id = self._identity(), os.urandom(16)
         holder, _ = await self._keys(recipient)
-        if self._services.state.conditions.own_list(REVOKED) is None:
-            await self._lists.change_revocations(lambda tokens: tokens)
+        await self._lists.begin_revocations()
         token = Token.issue(
             me.signing, token_id=token_id, name=name, holder=holder, rights=rights, share=share,
             iat=self._lists.now, exp=expires,
@@ -141,9 +140,10 @@ class Tokens:
     ) -> Token:
         """Make of a token that is held here one that allows less, for a contact or this identity itself."""
         holder, _ = await self._keys(recipient)
-        return self.find(wanted).narrow(
-            self._identity().signing, holder=holder, rights=rights, share=share, exp=expires,
-            iat=self._lists.now,
+        token = self.find(wanted)
+        return token.narrow(
+            self._holder(token) or self._identity().signing, holder=holder, rights=rights,
+            share=share, exp=expires, iat=self._lists.now,
         )  # fmt: skip
 
     async def send(self, token: Token, recipient: str) -> None:
@@ -159,13 +159,13 @@ class Tokens:
         return self._services.state.conditions.issued()
 
     async def revoke(self, wanted: str) -> IssuedRow:
-        """Take back a token that was issued here, with all that was made from it. By its id or name.
+        """Take back a token that was issued here, with all that was made from it.
 
-        Raises ``capability_not_found``.
+        ``wanted`` is how its id begins. Raises ``capability_not_found``.
         """
         found = [row for row in self.issued() if len(wanted) >= _PREFIX and row.id.hex().startswith(wanted)]
         if len(found) != 1:
-            raise MeshkitError("capability_not_found", f"{len(found)} of '{wanted[:64]}'")
+            raise _not_one(wanted, len(found))
         row, now = found[0], self._lists.now
         # What has run out is good for nothing anyway, and the list stays short.
         over = {other.id for other in self.issued() if other.expires <= now}
@@ -176,6 +176,11 @@ class Tokens:
         await trio.to_thread.run_sync(self._services.state.conditions.set_issued, ended)
         return ended
 
+    def _holder(self, token: Token) -> SigningKey | None:
+        """Return the key of this identity, of now or before, that ``token`` is bound to."""
+        keys = self._identity().signing_keys
+        return next((key for key in keys if key.public == token.last.holder), None)
+
     async def _keys(self, recipient: str) -> tuple[bytes, bytes]:
         """Return the public signing and encryption key of a contact, or of this identity."""
         me = self._identity()
@@ -183,3 +188,10 @@ class Tokens:
             return me.signing.public, me.encryption.public
         who = (await self._contacts().resolve(recipient, self._lists.now)).public
         return who.sig, who.enc
+
+
+def _not_one(wanted: str, found: int) -> MeshkitError:
+    if len(wanted) < _PREFIX:
+        return MeshkitError("capability_not_found", f"say {_PREFIX} digits of its id, or more")
+    how_many = f"{found} ids begin" if found else "no id begins"
+    return MeshkitError("capability_not_found", f"{how_many} with '{wanted[:64]}'")
