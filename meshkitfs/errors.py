@@ -229,12 +229,26 @@ _ROWS: Final = (
      "Bring that machine or that credential back, or restore the home from a backup whose key vault is of "
      "another kind."),
     ("wrong_passphrase", "identity", _errno.EACCES,
-     "The passphrase or PIN does not open the key vault.",
+     "The passphrase or PIN does not open the key vault, or the exported identity.",
      "Try again; there is no way around a lost passphrase."),
     ("identity_corrupt", "identity", _errno.EIO,
      "A file that keeps this identity (its key vault file or identity.sealed) is damaged.",
      "Restore that file from a backup of the home directory. Keep the damaged one: without it and without "
      "a backup nobody can open what was shared with this identity."),
+    ("sealed_file_invalid", "identity", _errno.EIO,
+     "This is not a whole export of an identity, or recovery file: damaged, cut short, or something else.",
+     "Nothing was done with it. Take another copy of the file, and see whether it is 'import' or "
+     "'recovery restore' that is for it."),
+    ("sealed_file_version", "identity", _errno.EINVAL,
+     "The file was written by a newer version of meshkitfs.",
+     "Install that version here."),
+    ("wrong_words", "identity", _errno.EACCES,
+     "These are not the words of this recovery file.",
+     "Compare them with what was written down, in their order; each file has words of its own."),
+    ("identity_outdated", "identity", _errno.EACCES,
+     "The keys in the file are not the newest of this identity: they were replaced after it was written.",
+     "Take a file that was written after the last 'meshkitfs identity rotate'. If it is the directory that "
+     "has lost what it knew, say --unchecked."),
     ("clock_rollback", "access", _errno.EACCES,
      "This device's clock is behind a time it has already shown.",
      "Correct the clock. If it was wrong before and is right now, run 'meshkitfs doctor --reset-clock'; "

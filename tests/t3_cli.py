@@ -100,6 +100,7 @@ def test_every_command_of_the_interface_is_there():
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",
         "identity show", "identity create", "identity publish", "identity rotate",
+        "identity doctor", "identity export", "identity import", "identity recovery create", "identity recovery restore",
         "contacts list", "contacts add", "contacts verify",
         "policy create", "policy list", "policy show", "policy test", "policy edit", "policy delete",
         "vault create", "vault list", "vault show", "vault add", "vault remove", "vault delete",

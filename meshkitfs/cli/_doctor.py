@@ -32,7 +32,7 @@ from ._wrong import STORE, explained
 if TYPE_CHECKING:
     from ..providers import ProviderSpec
 
-__all__ = ["Check", "doctor", "examine_all"]
+__all__ = ["Check", "doctor", "examine_all", "shown"]
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _MINIMUM = (3, 11)
@@ -61,16 +61,21 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
         checks.append(Check("service key", OK, f"this home takes {key[:16]} for the service's from now on"))
     checks += examine_all(context)
     good = all(check.status != FAIL for check in checks)
+    context.out.result(
+        {"ok": good, "version": __version__, "checks": [asdict(check) for check in checks]}, shown(checks)
+    )
+    return 0 if good else 1
+
+
+def shown(checks: list[Check]) -> list[str]:
+    """Return the findings as lines for a person."""
     rows = [(_MARKS.get(check.status, check.status), check.name, check.detail) for check in checks]
     lines = table(("", "check", "finding"), rows)
     remedies = [check for check in checks if check.remedy]
     if remedies:
         lines += ["", "What to do:"]
         lines += [f"  {printable(check.name)}: {printable(check.remedy)}" for check in remedies]
-    context.out.result(
-        {"ok": good, "version": __version__, "checks": [asdict(check) for check in checks]}, lines
-    )
-    return 0 if good else 1
+    return lines
 
 
 def examine_all(context: Context) -> list[Check]:

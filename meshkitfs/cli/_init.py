@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..net import Secret
     from ..providers import ProviderSpec
 
-__all__ = ["create_identity", "init"]
+__all__ = ["agreed_stores", "create_identity", "init"]
 
 _HOLD_SECONDS = 20.0
 
@@ -147,6 +147,22 @@ def _offered(
                 "operation_aborted", "the byte store was not wanted: say another with --provider"
             )
     return spec
+
+
+def agreed_stores(
+    context: Context, args: argparse.Namespace, carried: config.Config
+) -> tuple[ProviderSpec, config.MetadataConfig, str | None]:
+    """Return the stores and the kind of key vault for an identity that comes from elsewhere.
+
+    What is said goes before what its home used; what a configuration that is there says must agree.
+    """
+    given = _existing_settings(context)
+    provider = _provider(context, args.provider, given or carried)
+    metadata = _metadata(context, args, given or carried)
+    if given:
+        _agree(context, given, provider, metadata)
+    kind = args.key_vault or (given.key_vault.type if given and given.key_vault else None)
+    return provider, metadata, kind
 
 
 def _existing_settings(context: Context) -> config.Config | None:

@@ -18,6 +18,7 @@ from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
 from ._keyvault import key_vault_commands, seal_options
+from ._moving import moving_commands
 from ._operator import operator_commands
 from ._policies import policy_commands
 from ._serve import serve_commands
@@ -171,6 +172,13 @@ def _setup_commands(add: _Adder) -> None:
 
 
 def _store_options(parser: argparse.ArgumentParser) -> None:
+    _place_options(parser)
+    _join_option(parser)
+    _vault_options(parser)
+    parser.add_argument("--if-needed", action="store_true", help="succeed if the home is set up already")
+
+
+def _place_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider",
         metavar="SPEC",
@@ -187,7 +195,9 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the certificate authority of that service, in place of the system's",
     )
-    _join_option(parser)
+
+
+def _vault_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key-vault",
         metavar="KIND",
@@ -196,7 +206,11 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         "(default: secret-service where there is one, else passphrase-file)",
     )
     seal_options(parser)
-    parser.add_argument("--if-needed", action="store_true", help="succeed if the home is set up already")
+
+
+def _moved_options(parser: argparse.ArgumentParser) -> None:
+    _place_options(parser)
+    _vault_options(parser)
 
 
 def _join_option(parser: argparse.ArgumentParser) -> None:
@@ -401,7 +415,7 @@ def _past_commands(add: _Adder) -> None:
 
 
 def _people_commands(add: _Adder) -> None:
-    identity = add.group("identity", "show, create, publish and rotate your own identity")
+    identity = add.group("identity", "show, create, publish, rotate and move your own identity")
     show = identity.command("show", _people.identity_show, "show your identity and what protects its keys")
     show.add_argument(
         "--export", action="store_true", help="print only the public record, for 'contacts add'"
@@ -430,6 +444,10 @@ def _people_commands(add: _Adder) -> None:
         action="store_true",
         help="begin another rotation though the last one left shares that could not be signed",
     )
+    identity.command(
+        "doctor", _people.identity_doctor, "check the keys, their records, and what would bring them back"
+    )
+    moving_commands(identity, _moved_options, _descriptor)
 
     contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
     contacts.command("list", _people.contacts_list, "list your contacts")

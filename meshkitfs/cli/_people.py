@@ -1,4 +1,4 @@
-"""Commands about people: ``identity show|create|publish|rotate`` and ``contacts list|add|verify``."""
+"""Commands about people: ``identity show|create|publish|rotate|doctor`` and ``contacts list|add|verify``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "contacts_add",
     "contacts_list",
     "contacts_verify",
+    "identity_doctor",
     "identity_publish",
     "identity_rotate",
     "identity_show",
@@ -39,11 +40,21 @@ def identity_show(context: Context, args: argparse.Namespace) -> int:
             ("published", _yes(data.get("published"))),
             ("", data.get("directory") and f"the directory does not say: {data['directory']}"),
             *_key_vault(data.get("key_vault")),
+            ("recovery file", _recovery(data.get("recovery"))),
             *(("problem", problem) for problem in data.get("problems") or ()),
         ]
     )
     context.out.result(data, lines)
     return 0
+
+
+def identity_doctor(context: Context, args: argparse.Namespace) -> int:
+    """``identity doctor``: exit 0 when nothing failed, else 1."""
+    from ._doctor import Check, shown
+
+    data = context.call("identity.doctor", {})
+    context.out.result(data, shown([Check(**check) for check in data["checks"]]))
+    return 0 if data["ok"] else 1
 
 
 def identity_publish(context: Context, args: argparse.Namespace) -> int:
@@ -188,6 +199,12 @@ def _key_vault(report: Mapping[str, Any] | None) -> list[tuple[str, object]]:
         ("  locked", _yes(report.get("locked"))),
         ("  note", report.get("detail")),
     ]
+
+
+def _recovery(note: Mapping[str, Any] | None) -> str:
+    if not note:
+        return "none"
+    return f"of {clock(note['made'])}{'' if note['current'] else ', out of date'}"
 
 
 def _yes(value: Any) -> str:

@@ -24,8 +24,10 @@ from meshkitfs.core.durations import parse_expiry
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import describe, versions
+from meshkitfs.daemon.carrying import Carried, Carrying
 from meshkitfs.daemon.conditions import Conditions
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.identity_doctor import IdentityDoctor
 from meshkitfs.daemon.inviting import Inviting, checked_grace, checked_rights
 from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.locking import Lock, secret_from
@@ -104,6 +106,8 @@ class Service:
             **Inviting(session).methods,
             **self._policies.methods,
             **Rotating(session, self._identity_show).methods,
+            **Carrying(session).methods,
+            **IdentityDoctor(session).methods,
             **Conditions(session, self._bound).methods,
             **session.auditing.methods,
         }
@@ -296,6 +300,12 @@ class Service:
         except MeshkitError as error:
             data["directory"] = error.code
         data["key_vault"] = (await session.look_at_vault()).as_dict()
+        data["recovery"] = session.remembering.report() if session.locked is None else None
+        if data["recovery"] is not None and not data["recovery"]["current"]:
+            data["problems"].append(
+                f"the recovery file is out of date ({', '.join(data['recovery']['changed'])}): run "
+                "'meshkitfs identity recovery create' again"
+            )
         return data
 
     async def _identity_publish(self, join: str | None = None) -> dict[str, Any]:
@@ -436,48 +446,56 @@ async def initialize(
     publish_it: bool,
     join: Secret | None = None,
     seal: keyvault.Seal | None = None,
+    carried: Carried | None = None,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Set up ``home`` (its lock is held): stores, key vault, identity, state, configuration.
 
     A home is either set up or not: what was made is taken away again when something fails. Only when nobody
     knows whether a service took the identity, the home stays, and the failure is raised all the same. A byte
     store or metadata store that exists is used as it is. ``join`` is what a metadata service asks of
-    newcomers, ``seal`` how a TPM seals the key. Raises ``already_initialized``, ``identity_handle_taken``,
-    ``invalid_config``, ``keyvault_unavailable``, ``keyvault_refused``, ``keyvault_too_weak``,
-    ``metadata_unauthorized``, ``metadata_unavailable``.
+    newcomers, ``seal`` how a TPM seals the key. With ``carried`` it is the home of that identity, whose
+    stores have to be there; unless ``check`` is false, the directory must know no newer keys of it. Raises
+    ``already_initialized``, ``identity_handle_taken``, ``invalid_config``, ``keyvault_unavailable``,
+    ``keyvault_refused``, ``keyvault_too_weak``, ``metadata_unauthorized``, ``metadata_unavailable``,
+    ``identity_outdated``, ``sealed_file_invalid``.
     """
     if home.initialized:
         raise MeshkitError("already_initialized", str(home.root))
     now = int(time.time())
-    identity = create_identity(handle, now)
+    identity = create_identity(handle, now) if carried is None else carried.identity
     holder = Holder(identity, lambda _: None)  # nothing changes keys in here
     where = configuration.MetadataConfig.parse(metadata) if isinstance(metadata, str) else metadata
     vault = keyvault.choose(key_vault, home.root, passphrase, seal)
     by = "name" if key_vault else "detection"
     _log.info("key vault chosen", extra={"fields": {"kind": vault.kind, "chosen_by": by}})
     vault_settings = await trio.to_thread.run_sync(_vault_settings, home, vault)
-    await (await open_provider(provider, create=True)).aclose()
-    if where.path is not None and not await trio.Path(where.path).exists():
+    await (await open_provider(provider, create=carried is None)).aclose()
+    if where.path is not None and carried is None and not await trio.Path(where.path).exists():
         EmbeddedMetadata.create(where.path).close()
     secret = secrets.token_bytes(keyvault.KEY_BYTES)
     await trio.to_thread.run_sync(vault.create, secret)
     # Whether somebody else may know the identity by now: then its keys must not be lost.
-    known = False
+    known, shares = False, list[str]()
     try:
         key = keyvault.derive_key(secret, "mk/state-db@1")
         async with AsyncExitStack() as stack:
             state = State.open(home.state_db, key, create=True)
             stack.callback(state.close)
+            if carried is not None:
+                await trio.to_thread.run_sync(carried.fill, state)
             directory = await stack.enter_async_context(open_metadata(where, holder, state, join))
             # Nothing is made for a service that is none, and its key is remembered from here on.
             await directory.service_key()
+            if carried is not None and check:
+                await carried.check(directory)
+                await carried.catch_up(directory, state)
+            shares = sorted(os.fsdecode(row.name) for row in state.shares())
             if publish_it and where.type == "embedded" and await directory.identity(handle):
                 raise MeshkitError("identity_handle_taken", handle)
-            chosen = configuration.Config(
-                provider=provider,
-                metadata=where,
-                key_vault=vault_settings,
-                identity=handle,
+            base = configuration.Config(provider, where) if carried is None else carried.config(home.root)
+            chosen = replace(
+                base, provider=provider, metadata=where, key_vault=vault_settings, identity=handle
             )
             if await trio.to_thread.run_sync(os.path.lexists, home.config_path):
                 # It is never changed: `save` refuses if it names other stores than the ones used here.
@@ -503,7 +521,8 @@ async def initialize(
             vault.destroy()
             home.state_db.unlink(missing_ok=True)
         raise
-    return report(identity, now).as_dict() | {"key_vault": vault.report().as_dict(), "published": publish_it}
+    data = report(identity, now).as_dict() | {"key_vault": vault.report().as_dict(), "published": publish_it}
+    return data if carried is None else data | {"made": carried.made, "published": None, "shares": shares}
 
 
 def _vault_settings(home: Home, vault: keyvault.KeyVault) -> configuration.KeyVaultConfig:

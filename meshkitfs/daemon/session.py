@@ -25,6 +25,7 @@ from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.metadata_home import default_release_service, open_metadata, open_releases
 from meshkitfs.daemon.policy_provider import open_deciders
+from meshkitfs.daemon.remembering import Remembering
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate, Owners
 from meshkitfs.identity import ContactBook, Holder, Identity, Sealer, load_identity
@@ -108,6 +109,7 @@ class Session:
     life: IdentityLife
     sealer: Sealer
     auditing: Auditing
+    remembering: Remembering
     vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
@@ -190,6 +192,7 @@ class Session:
             nursery.start_soon(session._watch_tokens)
             nursery.start_soon(session.life.run)
             nursery.start_soon(session.auditing.run)
+            nursery.start_soon(session.remembering.run)
             stack.push_async_callback(session._close)
             yield session
 
@@ -239,6 +242,7 @@ class Session:
             welcome, lists, vaults, tokens,
             IdentityLife(holder, lambda: made[0].unlocked(), metadata, book, contacts), sealer,
             Auditing(state, settings.audit, book),
+            Remembering(state, metadata, lambda: holder.identity, lambda: made[0].unlocked(), settings),
         )  # fmt: skip
         services.budget.on_pressure = session._hurry_all
         made.append(session)
@@ -416,6 +420,8 @@ class Session:
                         _log.warning("left unsent: share %r: %s (%s)", share, error.code, error.detail)
                     except Exception:
                         _log.exception("left unsent: share %r", share)
+        if self.locked is None:
+            await self.remembering.close()
 
     def runtime(self) -> dict[str, Any]:
         """Return what this runtime really gives: how keys are kept and what memory protection there is."""

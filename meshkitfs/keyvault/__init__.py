@@ -12,8 +12,10 @@ gives now. `migrate` moves the key to another kind, `require` checks what is dem
 """
 
 from meshkitfs.keyvault._api import (
+    EXPORT_PROMPT,
     KEY_BYTES,
     KINDS,
+    NEW_EXPORT_PROMPT,
     NEW_PASSPHRASE_PROMPT,
     NEW_PIN_PROMPT,
     NEW_PROMPTS,
@@ -31,6 +33,7 @@ from meshkitfs.keyvault._api import (
 )
 from meshkitfs.keyvault._choose import choose, detect, existing, open_home, open_vault, report_all
 from meshkitfs.keyvault._migrate import migrate
+from meshkitfs.keyvault._passphrase_file import open_with_passphrase, seal_with_passphrase
 from meshkitfs.keyvault._session_cache import CACHE_SECONDS
 from meshkitfs.keyvault._strength import DEMANDS, rank, require
 from meshkitfs.keyvault._tpm2 import Seal
@@ -38,8 +41,10 @@ from meshkitfs.keyvault._tpm2 import Seal
 __all__ = [
     "CACHE_SECONDS",
     "DEMANDS",
+    "EXPORT_PROMPT",
     "KEY_BYTES",
     "KINDS",
+    "NEW_EXPORT_PROMPT",
     "NEW_PASSPHRASE_PROMPT",
     "NEW_PIN_PROMPT",
     "NEW_PROMPTS",
@@ -61,7 +66,9 @@ __all__ = [
     "migrate",
     "open_home",
     "open_vault",
+    "open_with_passphrase",
     "rank",
     "report_all",
     "require",
+    "seal_with_passphrase",
 ]

@@ -27,7 +27,9 @@ PASSPHRASE_PROMPT: Final = "Passphrase of the meshkitfs key vault: "  # noqa: S1
 NEW_PASSPHRASE_PROMPT: Final = "New passphrase for the meshkitfs key vault: "  # noqa: S105
 PIN_PROMPT: Final = "PIN of the meshkitfs key in the TPM: "
 NEW_PIN_PROMPT: Final = "New PIN for the meshkitfs key in the TPM: "
-NEW_PROMPTS: Final = (NEW_PASSPHRASE_PROMPT, NEW_PIN_PROMPT)
+EXPORT_PROMPT: Final = "Passphrase of the exported identity: "
+NEW_EXPORT_PROMPT: Final = "New passphrase for the exported identity: "
+NEW_PROMPTS: Final = (NEW_PASSPHRASE_PROMPT, NEW_PIN_PROMPT, NEW_EXPORT_PROMPT)
 
 Passphrase = Callable[[str], str]
 """Where a passphrase or PIN comes from: called with one of the prompts above (so that a source which talks

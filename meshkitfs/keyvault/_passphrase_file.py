@@ -22,6 +22,7 @@ import hashlib
 import hmac
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -113,33 +114,13 @@ class PassphraseFileVault:
 
     def create(self, secret: bytes) -> None:
         check_size(secret)
-        phrase = self._ask(NEW_PASSPHRASE_PROMPT)
-        if len(phrase) < MIN_PASSPHRASE:
-            raise MeshkitError("invalid_argument", f"a passphrase has at least {MIN_PASSPHRASE} characters")
-        _require_cost(self._cost, self._path)
-        salt, nonce = os.urandom(_SALT), os.urandom(_NONCE)
-        cost = self._cost
-        header = f"$argon2id$v=19$m={cost.memory},t={cost.passes},p={cost.lanes}${b64(salt)}"
-        aad = f"{_MAGIC}\n{header}\n".encode()
-        key, commit_key = _stretch(phrase, salt, cost)
-        commitment = hmac.digest(commit_key, aad, "sha256")
-        sealed = AESGCM(key).encrypt(nonce, secret, aad)
-        body = aad + f"{b64(commitment)}${b64(nonce)}${b64(sealed)}\n".encode()
-        create_private(self._path, body + f"{hashlib.sha256(body).hexdigest()}\n".encode())
+        sealed = seal_with_passphrase(self._ask(NEW_PASSPHRASE_PROMPT), secret, self._cost, self._path)
+        create_private(self._path, sealed)
         self._unlocked = True
 
     def load(self) -> bytes:
-        file = _parse(read_private(self._path), self._path)
-        key, commit_key = _stretch(self._ask(PASSPHRASE_PROMPT), file.salt, file.cost)
-        try:
-            if not hmac.compare_digest(hmac.digest(commit_key, file.aad, "sha256"), file.commitment):
-                raise MeshkitError("wrong_passphrase", str(self._path))
-            secret = AESGCM(key).decrypt(file.nonce, file.sealed, file.aad)
-        except InvalidTag:
-            raise MeshkitError("identity_corrupt", f"{self._path} was changed") from None
-        finally:
-            wipe(key)
-            wipe(commit_key)
+        content = read_private(self._path)
+        secret = open_with_passphrase(content, lambda: self._ask(PASSPHRASE_PROMPT), self._path)
         self._unlocked = True
         return secret
 
@@ -158,6 +139,49 @@ class PassphraseFileVault:
 
     def __repr__(self) -> str:
         return f"PassphraseFileVault({str(self._path)!r})"
+
+
+def seal_with_passphrase(phrase: str, secret: bytes, cost: Cost | None = None, path: Path = Path()) -> bytes:
+    """Return the 32 bytes ``secret`` sealed with a new passphrase, in the form of this module's file.
+
+    Raises MeshkitError: ``invalid_argument`` for a passphrase that is too short, ``keyvault_unavailable``
+    without the memory for it, ``keyvault_refused`` for a ``cost`` out of bounds; ``path`` is for its detail.
+    """
+    cost = cost or Cost()
+    if len(phrase) < MIN_PASSPHRASE:
+        raise MeshkitError("invalid_argument", f"a passphrase has at least {MIN_PASSPHRASE} characters")
+    _require_cost(cost, path)
+    salt, nonce = os.urandom(_SALT), os.urandom(_NONCE)
+    header = f"$argon2id$v=19$m={cost.memory},t={cost.passes},p={cost.lanes}${b64(salt)}"
+    aad = f"{_MAGIC}\n{header}\n".encode()
+    key, commit_key = _stretch(phrase, salt, cost)
+    try:
+        commitment = hmac.digest(commit_key, aad, "sha256")
+        sealed = AESGCM(key).encrypt(nonce, secret, aad)
+    finally:
+        wipe(key)
+        wipe(commit_key)
+    body = aad + f"{b64(commitment)}${b64(nonce)}${b64(sealed)}\n".encode()
+    return body + f"{hashlib.sha256(body).hexdigest()}\n".encode()
+
+
+def open_with_passphrase(content: bytes, phrase: Callable[[], str], path: Path) -> bytes:
+    """Return the secret in what `seal_with_passphrase` made; ``phrase`` is asked when it looks whole.
+
+    Raises MeshkitError: ``identity_corrupt`` for damage, ``keyvault_refused`` for a cost out of bounds,
+    ``wrong_passphrase``; ``path`` is for their details.
+    """
+    file = _parse(content, path)
+    key, commit_key = _stretch(phrase(), file.salt, file.cost)
+    try:
+        if not hmac.compare_digest(hmac.digest(commit_key, file.aad, "sha256"), file.commitment):
+            raise MeshkitError("wrong_passphrase", str(path))
+        return AESGCM(key).decrypt(file.nonce, file.sealed, file.aad)
+    except InvalidTag:
+        raise MeshkitError("identity_corrupt", f"{path} was changed") from None
+    finally:
+        wipe(key)
+        wipe(commit_key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
 from meshkitfs.core.keys import EncryptionKey, kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
+from meshkitfs.core.memory import MEMORY_MAGIC
 from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
 from meshkitfs.core.release import EpochSecret
 from meshkitfs.core.secret_memory import wipe
@@ -528,8 +529,10 @@ class ShareBook:
         held = {share.row.ref for share in self.shares.values()}
         found, unreadable = [], 0
         for key, letter_id, blob in await self._letters(me):
-            if blob.startswith((CLAIM_MAGIC, TOKEN_MAGIC)):
-                continue  # no letter: a claim (see `Welcome`), or a capability token (see `Tokens`)
+            if blob.startswith((CLAIM_MAGIC, TOKEN_MAGIC, MEMORY_MAGIC)):
+                # No letter: a claim (see `Welcome`), a capability token (see `Tokens`), or from this identity
+                # itself, for whoever recovers it.
+                continue
             try:
                 letter = open_letter(key, blob)
             except MeshkitError:

@@ -19,6 +19,7 @@ import apsw
 
 from meshkitfs.core.secret_memory import wipe_text
 from meshkitfs.errors import MeshkitError
+from meshkitfs.state._carried import CarriedRows
 from meshkitfs.state._conditions import SCHEMA as CONDITIONS_SCHEMA
 from meshkitfs.state._conditions import ConditionRows
 from meshkitfs.state._rows import LocalCommit, Mark, Member, Quarantine, ShareRow
@@ -109,6 +110,8 @@ class State:
         self._lock = threading.RLock()
         # What vaults and capabilities need to remember.
         self.conditions = ConditionRows(self._rows, self._transaction)
+        # What goes along when the identity moves to another home.
+        self.carried = CarriedRows(self._rows, self._transaction)
 
     def __repr__(self) -> str:
         return "<State>"
