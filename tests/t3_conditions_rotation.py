@@ -69,7 +69,7 @@ def test_lists_of_a_replaced_key_are_renewed(member):
     former = revocations_id(signing(alice).public)
     rotate(alice)
     issue(alice)
-    late = VaultRecord.parse_owned(shown(bob, vault).record).exp - LIST_RENEW_S + 1
+    late = VaultRecord.parse_owned(shown(bob, vault).record).exp - LIST_RENEW_S + 3600
     alice.session.services.wall = lambda: late
     alice.session.lists._next_look = 0
     alice.world.run(alice.session.lists.renew)
