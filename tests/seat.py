@@ -115,7 +115,9 @@ class Seat(Machine):
         return f" {place or self.mnt} " in table
 
     def kill(self, number=signal.SIGKILL):
-        os.kill(int(self.shown("meshkitfs.service", "MainPID")), number)
+        pid = int(self.shown("meshkitfs.service", "MainPID"))
+        assert pid > 1, "it does not run"  # 0 would be this process and its own
+        os.kill(pid, number)
 
     def end(self):
         self._user.stdin.close()
