@@ -11,7 +11,7 @@ MESHKITFS := $(BIN)/meshkitfs
 MOUNT ?= $(HOME)/MeshKit
 SHARE ?= first
 # How many test files run at a time: they wait for disks and servers more than for processors. 0 for a debugger.
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 # More arguments for pytest: make test PYTEST_ARGS='-k gate -x'
 PYTEST_ARGS ?=
 
