@@ -23,7 +23,8 @@ FILE = "canary-file-name.txt"
 CONTENT = b"canary-content-of-a-file"
 HANDLE = "canary.person"
 BEARER = "CANARYbearer0123456789token"
-PHRASE = "canary passphrase of the key vault"
+# No words that the product itself writes: pieces of it are looked for.
+PHRASE = "canary kestrel umbra 7b1f quartz"
 
 
 @pytest.fixture(scope="module")
