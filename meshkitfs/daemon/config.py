@@ -255,14 +255,13 @@ class MountOptions:
 
     ``nonempty`` allows a mount point that has files (they are hidden while mounted); ``read_only`` makes
     every write fail with EROFS; ``fsync`` takes the place of `WritingConfig.fsync`; ``locked`` asks nobody
-    for the key, and leaves everything closed until it is unlocked; ``noexec`` lets no program be run from it.
+    for the key, and leaves everything closed until it is unlocked.
     """
 
     nonempty: bool = False
     read_only: bool = False
     fsync: str | None = None
     locked: bool = False
-    noexec: bool = False
 
 
 @dataclass(frozen=True, slots=True)
