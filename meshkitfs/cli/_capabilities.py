@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MeshkitError
 from ._context import Context
+from ._new_file import new_file
 from ._output import ago, clock, duration, fields, printable, table
 
 if TYPE_CHECKING:
@@ -57,18 +58,9 @@ def _made(context: Context, args: argparse.Namespace, method: str, params: dict[
         data = context.call(method, params | {"send": False})
         context.out.result(data, [data["text"]])
         return 0
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(place, flags, 0o600)
-    except OSError as error:
-        raise MeshkitError("invalid_argument", f"{place}: {error.strerror}") from None
-    try:
-        with open(descriptor, "w") as file:
-            data = context.call(method, params | {"send": False})
-            file.write(data.pop("text") + "\n")
-    except BaseException:
-        os.unlink(place)
-        raise
+    with new_file(place) as file:
+        data = context.call(method, params | {"send": False})
+        file.write(f"{data.pop('text')}\n".encode())
     lines = [f"Wrote a token for {printable(args.recipient)} to {printable(place)}.", *_shown(data)]
     context.out.result(data | {"file": os.path.abspath(place)}, lines)
     return 0

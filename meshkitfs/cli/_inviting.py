@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import MeshkitError
 from ._context import Context
 from ._mounting import mount_points
+from ._new_file import new_file
 from ._output import ago, clock, duration, fields, printable, table
 from ._targets import share_path
 
@@ -30,19 +31,9 @@ def invite(context: Context, args: argparse.Namespace) -> int:
         text = _chosen(data, args)
         context.out.result(data | ({"link": text} if args.link else {"ticket": text}), [text])
         return 0
-    try:
-        descriptor = os.open(
-            args.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-    except OSError as error:
-        raise MeshkitError("invalid_argument", f"{args.out}: {error.strerror}") from None
-    try:
-        with open(descriptor, "w") as file:
-            data = _made(context, args)
-            file.write(_chosen(data, args) + "\n")
-    except BaseException:
-        os.unlink(args.out)
-        raise
+    with new_file(args.out) as file:
+        data = _made(context, args)
+        file.write(f"{_chosen(data, args)}\n".encode())
     what = "a link to it" if args.link else "it"
     lines = [f"Wrote an invitation to {printable(data['share'])} to {printable(args.out)}."]
     lines += fields(

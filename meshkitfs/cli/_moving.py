@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from ..core.secret_memory import SecretBytes
 from ..daemon import client, logs
@@ -16,6 +16,7 @@ from ..errors import MeshkitError
 from ._context import Context
 from ._init import agreed_stores
 from ._keyvault import seal_of
+from ._new_file import new_file
 from ._output import clock, fields, printable
 from ._words import WORDS, WordsPlace, ask_words, words_of
 
@@ -36,17 +37,15 @@ def export(context: Context, args: argparse.Namespace) -> int:
 
     ask = context.passphrase.second()
 
-    def made(file: Any) -> dict[str, Any]:
+    with new_file(args.file) as file:
         key = SecretBytes(os.urandom(keyvault.KEY_BYTES))
         try:
             phrase = ask(keyvault.NEW_EXPORT_PROMPT)
             header = keyvault.seal_with_passphrase(phrase, bytes(key.view))
-            return _written(context, file, "export", sealed_file.EXPORT, header, key)
+            data = _written(context, file, "export", sealed_file.EXPORT, header, key)
         finally:
             key.wipe()
             ask.forget()
-
-    data = _new_file(args.file, made)
     lines = [f"Wrote {printable(data['handle'])} to {printable(args.file)}, sealed with the passphrase."]
     context.out.result(data | {"file": os.path.abspath(args.file)}, lines)
     _notes(context, data)
@@ -71,24 +70,22 @@ def create_recovery(context: Context, args: argparse.Namespace) -> int:
 
     place = WordsPlace(args.words_fd)
 
-    def made(file: Any) -> dict[str, Any]:
-        words, salt = SecretBytes(os.urandom(sealed_file.WORDS_BYTES)), os.urandom(sealed_file.SALT_BYTES)
-        key = SecretBytes(sealed_file.recovery_key(bytes(words.view), salt))
-        try:
-            data = _written(context, file, "recovery", sealed_file.RECOVERY, salt, key)
-            if args.words_fd is None:
-                context.out.note(
-                    f"The {WORDS} words of this file. Write them down, and keep them where the file is not. "
-                    "They are not shown again."
-                )
-            place.show(words_of(bytes(words.view)))
-            return data
-        finally:
-            key.wipe()
-            words.wipe()
-
     try:
-        data = _new_file(args.file, made)
+        with new_file(args.file) as file:
+            words = SecretBytes(os.urandom(sealed_file.WORDS_BYTES))
+            salt = os.urandom(sealed_file.SALT_BYTES)
+            key = SecretBytes(sealed_file.recovery_key(bytes(words.view), salt))
+            try:
+                data = _written(context, file, "recovery", sealed_file.RECOVERY, salt, key)
+                if args.words_fd is None:
+                    context.out.note(
+                        f"The {WORDS} words of this file. Write them down, and keep them where the file is "
+                        "not. They are not shown again."
+                    )
+                place.show(words_of(bytes(words.view)))
+            finally:
+                key.wipe()
+                words.wipe()
     finally:
         place.close()
     data = context.call("identity.recovery_made", {"made": data["made"]}) | data
@@ -114,7 +111,7 @@ def _free(context: Context) -> None:
 
 
 def _written(
-    context: Context, file: Any, kind: str, mark: bytes, header: bytes, key: SecretBytes
+    context: Context, file: BinaryIO, kind: str, mark: bytes, header: bytes, key: SecretBytes
 ) -> dict[str, Any]:
     """Have the home seal itself, and write the whole file to the disk."""
     from ..daemon import sealed_file
@@ -125,23 +122,6 @@ def _written(
     file.flush()
     os.fsync(file.fileno())
     return data
-
-
-def _new_file(place: str, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Make the file ``place``, which must not be there, and have ``write`` fill it; gone if that fails."""
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(place, flags, 0o600)
-    except OSError as error:
-        raise MeshkitError("invalid_argument", f"{place}: {error.strerror}") from None
-    try:
-        with open(descriptor, "wb") as file:
-            return write(file)
-    except BaseException as error:
-        os.unlink(place)
-        if isinstance(error, OSError):
-            raise MeshkitError("invalid_argument", f"{place}: {error.strerror}") from None
-        raise
 
 
 def _notes(context: Context, data: dict[str, Any]) -> None:

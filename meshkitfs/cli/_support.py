@@ -16,6 +16,7 @@ from ..daemon import client, support
 from ..errors import MeshkitError
 from ._context import Context
 from ._doctor import examine_all
+from ._new_file import new_file
 from ._output import printable, size, table
 
 if TYPE_CHECKING:
@@ -88,12 +89,8 @@ def _write(target: str, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(f"meshkitfs-support/{name}", content)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(target, flags, 0o600), "wb") as file:
-            file.write(packed.getvalue())
-    except OSError as error:
-        raise MeshkitError("invalid_argument", f"{target}: {error.strerror}") from None
+    with new_file(target) as file:
+        file.write(packed.getvalue())
 
 
 def support_commands(add: _Adder) -> None:
