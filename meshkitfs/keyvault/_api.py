@@ -63,6 +63,21 @@ class KeyVaultReport:
     detail: str
     session_cache: str | None = None
 
+    @classmethod
+    def absent(cls, kind: str, fallback: str | None, detail: str) -> KeyVaultReport:
+        """Report a back end that is not there: what it would give is unknown, not promised."""
+        return cls(
+            kind=kind,
+            available=False,
+            persistent=None,
+            exportable=None,
+            hardware_backed=None,
+            user_presence=None,
+            locked=True,
+            fallback=fallback,
+            detail=detail,
+        )
+
     def as_dict(self) -> dict[str, str | bool | None]:
         """The form in ``.meshkit/capabilities.json``, ``doctor --json`` and ``user.meshkit.capabilities``."""
         return asdict(self)

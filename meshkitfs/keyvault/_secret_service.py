@@ -16,6 +16,7 @@ import os
 import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -66,20 +67,25 @@ class SecretServiceVault:
         self._backend = backend
 
     def report(self) -> KeyVaultReport:
+        absent = partial(KeyVaultReport.absent, self.kind, self._fallback)
         try:
             item = self._item()
         except MeshkitError as error:
             if error.code != "identity_not_found":
-                return self._absent(error.detail)
+                return absent(error.detail)
             item = None
         try:
             look = _within(PROBE_SECONDS, lambda: _look(item))
         except MeshkitError as error:
-            return self._absent(error.detail)
+            return absent(error.detail)
         if look.collection is None:
-            return self._absent("the Secret Service has no default keyring")
+            return KeyVaultReport.absent(
+                self.kind, self._fallback, "the Secret Service has no default keyring"
+            )
         if item is not None and not look.found and not look.locked:
-            return self._absent("the Secret Service answers, but has no key for this home")
+            return KeyVaultReport.absent(
+                self.kind, self._fallback, "the Secret Service answers, but has no key for this home"
+            )
         persistent = look.collection != _SESSION_COLLECTION
         return KeyVaultReport(
             kind=self.kind,
@@ -144,20 +150,6 @@ class SecretServiceVault:
         if len(item) != 32 or set(item) - set("0123456789abcdef") or content != f"{_POINTER}{item}\n":
             raise MeshkitError("identity_corrupt", f"{self._pointer} is damaged")
         return item
-
-    def _absent(self, detail: str) -> KeyVaultReport:
-        """A back end that is not there gives nothing: what it would give is unknown, not promised."""
-        return KeyVaultReport(
-            kind=self.kind,
-            available=False,
-            persistent=None,
-            exportable=None,
-            hardware_backed=None,
-            user_presence=None,
-            locked=True,
-            fallback=self._fallback,
-            detail=detail,
-        )
 
     # -- the rest runs inside _within() --------------------------------------------------------------
 

@@ -92,13 +92,13 @@ class Tpm2Vault:
             file = self._read()
         except MeshkitError as error:
             if error.code != "identity_not_found":
-                return self._absent(error.detail)
+                return KeyVaultReport.absent(self.kind, self._fallback, error.detail)
             file = None
         try:
             tcti = file.tcti if file else _chosen()
             nature = _within(tcti, lambda: _with(tcti, Tpm.nature))
         except MeshkitError as error:
-            return self._absent(error.detail)
+            return KeyVaultReport.absent(self.kind, self._fallback, error.detail)
         pin = (file.seal if file else self._seal).pin
         return KeyVaultReport(
             kind=self.kind,
@@ -171,20 +171,6 @@ class Tpm2Vault:
 
     def _read(self) -> _File:
         return _parse(read_private(self._path), self._path)
-
-    def _absent(self, detail: str) -> KeyVaultReport:
-        """A back end that is not there gives nothing: what it would give is unknown, not promised."""
-        return KeyVaultReport(
-            kind=self.kind,
-            available=False,
-            persistent=None,
-            exportable=None,
-            hardware_backed=None,
-            user_presence=None,
-            locked=True,
-            fallback=self._fallback,
-            detail=detail,
-        )
 
     def __repr__(self) -> str:
         return f"Tpm2Vault({str(self._path)!r})"
