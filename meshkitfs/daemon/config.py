@@ -16,7 +16,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -363,24 +364,10 @@ def save(path: Path, config: Config) -> None:
     all is well, else it raises ``already_initialized``. Saying nothing of the identity or the key vault is
     no contradiction.
     """
-    text = json.dumps(config.as_dict(path.parent), indent=2, ensure_ascii=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                # A path that is not UTF-8 becomes a \\u escape, which JSON reads back as the same path.
-                file.write(text.encode("utf-8", "backslashreplace"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with _draft(path, config.as_dict(path.parent), 0o600) as draft:
+            os.link(draft, path)
+        _sync_directory(path.parent)
     except FileExistsError:
         there = load(path)
         if there.identity == DEFAULT_IDENTITY:
@@ -413,29 +400,44 @@ def set_key_vault(path: Path, kind: str) -> None:
     # Taken from the file as it is: only this one section is ours to change.
     value = json.loads(path.read_bytes())
     value["keyVault"] = changed.as_dict()
-    data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    loads(data, path.parent, str(path))
+    loads(_text_of(value), path.parent, str(path))
     # Where a link points to: the file there is meant, not the link.
     target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-            temporary.rename(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with _draft(target, value, stat.S_IMODE(target.stat().st_mode)) as draft:
+            draft.rename(target)
+        _sync_directory(target.parent)
     except OSError as error:
         raise MeshkitError("invalid_config", f"{path}: {error.strerror}") from error
+
+
+def _text_of(value: Any) -> bytes:
+    # A path that is not UTF-8 becomes a \\u escape, which JSON reads back as the same path.
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def _draft(path: Path, value: Any, mode: int) -> Iterator[Path]:
+    """A file beside ``path`` with ``value`` as JSON, on the disk; gone afterwards if it is there still."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(_text_of(value))
+            file.flush()
+            os.fsync(descriptor)
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Reader:
