@@ -29,9 +29,8 @@ from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.records import Roster, Timestamp, record_hash
 from meshkitfs.errors import TABLE, MeshkitError
 from meshkitfs.gate import Grant, Trace, _grant
-from meshkitfs.gate import _conditions as conditions
 from meshkitfs.gate import _gate as gate_module
-from meshkitfs.policy import Decision
+from meshkitfs.policy import POLICY_DEADLINE_S, Decision
 from meshkitfs.shares import Terms
 
 DATA = b"the content that must not come out " * 1000
@@ -336,7 +335,7 @@ def test_a_late_yes_is_no(two):
     give(alice, bob, Terms(("read",), policy="p1"))
     silence = Silence()
     bob.session.gate._conditions._policy = Provider(silence)
-    assert late(bob, silence, conditions.POLICY_DEADLINE_S) == "policy_provider_error"
+    assert late(bob, silence, POLICY_DEADLINE_S) == "policy_provider_error"
     assert counters(bob) == (0, 0, 0)
 
 

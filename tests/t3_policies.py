@@ -23,8 +23,8 @@ from meshkitfs.daemon.policy_provider import pol_of
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Trace
-from meshkitfs.gate import _conditions as conditions
 from meshkitfs.policy import AuthZen, AuthZenOptions, rules
+from meshkitfs.policy import _asking as asking
 from meshkitfs.shares import Terms
 
 DATA = b"what is decided about " * 100
@@ -61,7 +61,7 @@ class Home(Device):
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setattr(conditions, "POLICY_DEADLINE_S", PATIENCE_S)
+    monkeypatch.setattr(asking, "POLICY_DEADLINE_S", PATIENCE_S)
     place = scratch()
     # The clock goes by itself: servers are asked.
     with World(rate=1.0) as world:
@@ -397,7 +397,7 @@ def test_a_yes_without_an_end_is_for_one_open(two, pdp):
 
     def renewals(since):
         """How often the watcher may have renewed the lease by itself, in its last quarter."""
-        return 1 + int((time.monotonic() - since) / (0.7 * conditions.UNSAID_S))
+        return 1 + int((time.monotonic() - since) / (0.7 * asking.UNSAID_S))
 
     before, start = pdp.rounds, time.monotonic()
     for _ in range(3):
@@ -408,7 +408,7 @@ def test_a_yes_without_an_end_is_for_one_open(two, pdp):
     for _ in range(20):
         bob.view().listdir()
     assert pdp.rounds - before <= renewals(start)
-    assert bob.share().grant.lifetime <= conditions.UNSAID_S
+    assert bob.share().grant.lifetime <= asking.UNSAID_S
     pdp.allow = set()
     assert refused(bob) == "policy_denied"
     pdp.allow = {"list", "read"}

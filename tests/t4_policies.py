@@ -20,7 +20,7 @@ from homes import Person, errno_of, fails, needs_fuse, reason_code, wait_until, 
 from servers.cerbos import cerbos
 
 from meshkitfs.daemon.session import WATCH_S
-from meshkitfs.gate._conditions import POLICY_DEADLINE_S, UNSAID_S
+from meshkitfs.policy import POLICY_DEADLINE_S, UNSAID_S
 
 pytestmark = needs_fuse
 

@@ -6,28 +6,18 @@ ends and is not renewed. All are made before the key is unwrapped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import trio
-
-from meshkitfs.core.cid import cid_text
 from meshkitfs.core.keys import kid_of
 from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._trace import Step, Trace
-from meshkitfs.policy import Decision, Demand, PolicyProvider, PolicyRequest
+from meshkitfs.policy import Decision, Demand, PolicyProvider, ask, lasts
 
 __all__ = ["Conditions", "Met"]
-
-POLICY_DEADLINE_S = 5
-# A yes that does not say how long it holds is for what it was asked for. What is open then is asked about
-# again after so many seconds.
-UNSAID_S = 10
-# What a provider may answer with; everything else it raises says that there was no usable answer.
-_ANSWERS = frozenset({"policy_provider_required", "policy_provider_error", "policy_denied"})
 
 
 @dataclass(slots=True)
@@ -118,7 +108,9 @@ class Conditions:
     ) -> None:
         """Ask about every right at once: each needs a yes of its own, and those without one are withheld."""
         demand = Demand.of(capsule.pol or {})
-        found = await self._decide(demand, capsule, rights, now)
+        if self._policy is None:
+            raise MeshkitError("policy_provider_required", f"policy '{demand.id}'")
+        found = await ask(self._policy, demand, capsule, rights, now)
         allowed = {right: answer for right, answer in found.items() if answer.allow is True}
         if not allowed:
             # One refusal, whatever was wanted: what is shown of the share is what an open meets.
@@ -130,7 +122,7 @@ class Conditions:
         until = capsule.exp
         for answer in allowed.values():
             met.one_open = met.one_open or answer.ttl_seconds is None
-            until = min(until, now + (UNSAID_S if answer.ttl_seconds is None else int(answer.ttl_seconds)))
+            until = min(until, now + lasts(answer))
         if until <= now:
             raise MeshkitError("policy_denied", f"policy '{demand.id}': the decision is no longer valid")
         met.proofs["policy_provider_error"] = until
@@ -146,35 +138,6 @@ class Conditions:
             until=until,
             rule=demand.id,
         )
-
-    async def _decide(
-        self, demand: Demand, capsule: Capsule, rights: list[str], now: int
-    ) -> Mapping[str, Decision]:
-        """Return the provider's answer for each right."""
-        if self._policy is None:
-            raise MeshkitError("policy_provider_required", f"policy '{demand.id}'")
-        cid = cid_text(capsule.root) if capsule.root else None
-        requests = [
-            PolicyRequest(demand.id, capsule.to.hex(), right, cid, capsule.id, capsule.vault, capsule.cap)
-            for right in rights
-        ]
-        try:
-            with trio.fail_after(POLICY_DEADLINE_S):
-                answers = await self._policy.decide(demand, requests, now)
-            found = dict(zip(rights, answers, strict=True))
-            for answer in found.values():
-                # Touched here, so that an answer of another shape fails here.
-                _ = answer.allow, answer.reason, answer.ttl_seconds is None or int(answer.ttl_seconds)
-        except trio.TooSlowError:
-            raise MeshkitError("policy_provider_error", "no answer in time") from None
-        except MeshkitError as error:
-            if error.code in _ANSWERS:
-                raise
-            raise MeshkitError("policy_provider_error", error.detail or error.code) from error
-        except Exception as error:
-            # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
-            raise MeshkitError("policy_provider_error", type(error).__name__) from error
-        return found
 
 
 def _denied(demand: Demand, answer: Decision, right: str = "") -> MeshkitError:

@@ -6,7 +6,20 @@ configured, no answer, a late answer or anything but a clear yes is a no (the ga
 """
 
 from meshkitfs.policy._api import Decision, Demand, PolicyProvider, PolicyRequest
+from meshkitfs.policy._asking import POLICY_DEADLINE_S, UNSAID_S, ask, lasts
 from meshkitfs.policy._deciders import Deciders
 from meshkitfs.policy.authzen import AuthZen, AuthZenOptions
 
-__all__ = ["AuthZen", "AuthZenOptions", "Deciders", "Decision", "Demand", "PolicyProvider", "PolicyRequest"]
+__all__ = [
+    "POLICY_DEADLINE_S",
+    "UNSAID_S",
+    "AuthZen",
+    "AuthZenOptions",
+    "Deciders",
+    "Decision",
+    "Demand",
+    "PolicyProvider",
+    "PolicyRequest",
+    "ask",
+    "lasts",
+]

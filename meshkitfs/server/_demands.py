@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-import trio
-
 from meshkitfs.core.capability import Token, check_token
-from meshkitfs.core.cid import cid_text
 from meshkitfs.core.membership import ListMark, newest_revocations, newest_vault, revocations_id
 from meshkitfs.core.pinned import Pinned
 from meshkitfs.core.records import Capsule, Roster
@@ -21,14 +18,11 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import AccessList
 from meshkitfs.metadata._stored import StoredMetadata
 from meshkitfs.metadata.service import Asker
-from meshkitfs.policy import Deciders, Demand, PolicyRequest
+from meshkitfs.policy import Deciders, Demand, ask, lasts
 
 __all__ = ["Demands"]
 
-POLICY_DEADLINE_S: Final = 5
 _NOTHING: Final = AccessList(b"", None)
-# A yes that does not say how long it holds is good for so many seconds, as it is for a client.
-UNSAID_S: Final = 10
 
 
 class Demands:
@@ -89,25 +83,11 @@ class Demands:
         """Ask about the strongest right to read that the capsule has: the key gives no less."""
         demand = Demand.of(capsule.pol or {})
         wanted = _reading(capsule)
-        cid = cid_text(capsule.root) if capsule.root else None
-        request = PolicyRequest(
-            demand.id, capsule.to.hex(), wanted, cid, capsule.id, capsule.vault, capsule.cap
-        )
-        try:
-            with trio.fail_after(POLICY_DEADLINE_S):
-                (answer,) = await self._deciders.decide(demand, [request], now)
-            allow, lasts = answer.allow, UNSAID_S if answer.ttl_seconds is None else int(answer.ttl_seconds)
-        except trio.TooSlowError:
-            raise MeshkitError("policy_provider_error", "no answer in time") from None
-        except MeshkitError:
-            raise
-        except Exception as error:
-            # Whatever a provider does wrong is a no, never a crash that somebody might take for a yes.
-            raise MeshkitError("policy_provider_error", type(error).__name__) from error
-        if allow is not True or lasts <= 0:
+        answer = (await ask(self._deciders, demand, capsule, [wanted], now))[wanted]
+        if answer.allow is not True or lasts(answer) <= 0:
             why = f": {answer.reason}" if answer.reason else ""
             raise MeshkitError("policy_denied", f"policy '{demand.id}', {wanted}{why}")
-        return now + lasts
+        return now + lasts(answer)
 
 
 def _reading(capsule: Capsule) -> str:
