@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from meshkitfs.core import hpke
@@ -46,6 +46,7 @@ __all__ = [
     "implied_rights",
     "open_token",
     "seal_token",
+    "usable_tokens",
 ]
 
 PREFIX: Final = "meshkit-capability1:"
@@ -290,6 +291,27 @@ def check_token(
     if any(block.iat > now + _SKEW_S for block in token.blocks):
         raise MeshkitError("capability_denied", f"token {token.id.hex()[:8]} is from the future")
     return last.exp
+
+
+def usable_tokens(
+    tokens: Iterable[Token], *, asked: Pinned, holders: Sequence[bytes], share: bytes, revoked: Revocations,
+    now: int,
+) -> tuple[list[Token], list[MeshkitError]]:  # fmt: skip
+    """Return those of ``tokens`` that `check_token` passes, and why each of the others does not.
+
+    ``holders`` are the signing keys of who wants to use them, of now first and then of before.
+    """
+    good: list[Token] = []
+    refused: list[MeshkitError] = []
+    for token in tokens:
+        holder = token.last.holder if token.last.holder in holders else holders[0]
+        try:
+            check_token(token, asked=asked, holder=holder, share=share, revoked=revoked, now=now)
+        except MeshkitError as error:
+            refused.append(error)
+        else:
+            good.append(token)
+    return good, refused
 
 
 def seal_token(token: Token, recipient_public: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from meshkitfs.core.capability import Token, check_token
+from meshkitfs.core.capability import Token, usable_tokens
 from meshkitfs.core.keys import SigningKey
 from meshkitfs.core.membership import (
     ListMark,
@@ -115,22 +115,12 @@ class AccessLists:
             offered.timestamp if offered is not None else None,
             issuer=asked.public, mark=mark, timestamp_keys=roster.timestamp_keys, now=now,
         )  # fmt: skip
-        good: list[Token] = []
-        refusal: MeshkitError | None = None
-        for token in held:
-            holder = token.last.holder if token.last.holder in mine else mine[0]
-            try:
-                end = check_token(
-                    token, asked=asked, holder=holder, share=capsule.share, revoked=revoked, now=now
-                )
-            except MeshkitError as error:
-                refusal = error
-            else:
-                good.append(token)
-                until = min(until, end)
+        good, refused = usable_tokens(
+            held, asked=asked, holders=mine, share=capsule.share, revoked=revoked, now=now
+        )
         if not good:
-            assert refusal is not None  # each that is held is good or was refused
-            raise refusal
+            raise refused[-1]  # each that is held is good or was refused
+        until = min(until, *(token.last.exp for token in good))
         rights = frozenset[str]().union(*(token.rights for token in good))
         named = ", ".join(f"{token.id.hex()[:8]} ({len(token.blocks)} blocks)" for token in good)
         step.note(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from meshkitfs.core.capability import Token, check_token
+from meshkitfs.core.capability import Token, usable_tokens
 from meshkitfs.core.membership import ListMark, newest_revocations, newest_vault, revocations_id
 from meshkitfs.core.pinned import Pinned
 from meshkitfs.core.records import Capsule, Roster
@@ -56,7 +56,7 @@ class Demands:
 
     async def _capability(self, capsule: Capsule, roster: Roster, asker: Asker, now: int) -> int:
         """Look for the right to read in what tokens give; the key gives no less."""
-        asked, rights, refusal = Pinned.parse(capsule.cap or ""), frozenset[str](), None
+        asked = Pinned.parse(capsule.cap or "")
         if not asker.tokens:
             raise MeshkitError("capability_required", f"capability '{asked.label}'")
         offered = await self._home.access_list(revocations_id(asked.public)) or _NOTHING
@@ -64,20 +64,20 @@ class Demands:
             offered.record or None, offered.timestamp, issuer=asked.public, mark=ListMark(),
             timestamp_keys=roster.timestamp_keys, now=now,
         )  # fmt: skip
+        tokens: list[Token] = []
+        unread: list[MeshkitError] = []
         for shown in asker.tokens:
             try:
-                token = Token.from_bytes(shown)
-                end = check_token(
-                    token, asked=asked, holder=asker.member.key, share=capsule.share, revoked=revoked, now=now
-                )
+                tokens.append(Token.from_bytes(shown))
             except MeshkitError as error:
-                refusal = refusal or error
-            else:
-                rights |= token.rights
-                until = min(until, end)
-        if _reading(capsule) not in rights:
-            raise refusal or MeshkitError("capability_denied", "no token gives the right to read")
-        return until
+                unread.append(error)
+        good, refused = usable_tokens(
+            tokens, asked=asked, holders=(asker.member.key,), share=capsule.share, revoked=revoked, now=now
+        )
+        if not any(_reading(capsule) in token.rights for token in good):
+            denied = MeshkitError("capability_denied", "no token gives the right to read")
+            raise next(iter(unread + refused), denied)
+        return min(until, *(token.last.exp for token in good))
 
     async def _policy(self, capsule: Capsule, now: int) -> int:
         """Ask about the strongest right to read that the capsule has: the key gives no less."""
