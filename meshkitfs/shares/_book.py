@@ -295,8 +295,10 @@ class ShareBook:
         due = share.roster_until - self._now < ROSTER_RENEW_S
         outlived = False
         if roster is not None and share.tree is not None:
-            await self._hearing.hear(self._standing(share, roster), self._now)
-            outlived = self._outdated(share, roster)
+            # Read once: this is done for each share of one's own at every step of the watcher.
+            listed = self._listed(share, roster)
+            await self._hearing.hear(self._standing(share, roster, listed), self._now)
+            outlived = self._outdated(share, roster, listed)
         if not due:
             share.roster_problem = None
         if (not due and not outlived) or self._now < share.roster_again:
@@ -348,14 +350,19 @@ class ShareBook:
         members = self._services.state.members(share.row.share)
         return [member for member in members if not member.revoked and member.expires > self._now]
 
-    def _standing(self, share: Share, roster: Roster) -> list[Member]:
-        """Return the grants that ``roster`` lists and that have not run out.
+    def _listed(self, share: Share, roster: Roster) -> list[Member]:
+        """Return the grants that ``roster`` lists, also those that have run out.
 
         The published roster counts, not what this device remembers of having revoked: it may have died
         between publishing and noting that down.
         """
-        members = self._services.state.members(share.row.share)
-        standing = [m for m in members if m.capsule_hash in roster.caps and m.expires > self._now]
+        listed = frozenset(roster.caps)
+        return [m for m in self._services.state.members(share.row.share) if m.capsule_hash in listed]
+
+    def _standing(self, share: Share, roster: Roster, listed: list[Member] | None = None) -> list[Member]:
+        """Return those of the grants that ``roster`` lists (``listed``, if at hand) that have not run out."""
+        listed = self._listed(share, roster) if listed is None else listed
+        standing = [m for m in listed if m.expires > self._now]
         me = self._identity()
         mine = {key.kid for key in me.encryption_keys}
         if share.grant is not None and not any(m.encryption_kid in mine for m in standing):
@@ -364,19 +371,16 @@ class ShareBook:
             standing.append(own_grant(share.grant, me))
         return standing
 
-    def _outlived(self, share: Share, roster: Roster) -> bool:
-        """Whether ``roster`` still lists a live grant that has run out."""
-        members = self._services.state.members(share.row.share)
-        return any(
-            m.grant == "live" and m.capsule_hash in roster.caps and m.expires <= self._now for m in members
-        )
+    def _outdated(self, share: Share, roster: Roster, listed: list[Member] | None = None) -> bool:
+        """Whether ``roster`` lists a live grant that has run out, or one made for keys that are replaced.
 
-    def _outdated(self, share: Share, roster: Roster) -> bool:
-        """Whether ``roster`` lists a grant that has run out, or was made for keys that are replaced."""
+        ``listed`` is what `_listed` says of it, if that is at hand.
+        """
+        listed = self._listed(share, roster) if listed is None else listed
         return (
-            self._outlived(share, roster)
+            any(m.grant == "live" and m.expires <= self._now for m in listed)
             or roster.signer != self._identity().signing.kid
-            or any(self._hearing.changed(member) for member in self._standing(share, roster))
+            or any(self._hearing.changed(m) for m in self._standing(share, roster, listed))
         )
 
     async def _turn(self, share: Share) -> Grant:
