@@ -15,7 +15,7 @@ from meshkitfs.core.cose import signer_of
 from meshkitfs.core.keys import kid_of
 from meshkitfs.core.records import Roster
 from meshkitfs.errors import MeshkitError
-from meshkitfs.identity import ContactBook, Identity, Signer, Signers
+from meshkitfs.identity import Contact, ContactBook, Identity, Signer, Signers
 from meshkitfs.metadata import ShareState
 from meshkitfs.state import Mark, ShareRow, State
 
@@ -42,11 +42,9 @@ class Owners:
         """
         if row.mine:
             return _checked(row, Signers(self._identity().chain))
-        contact = self._contacts().remembered(row.owner_handle)
+        contact = self._contact(row)
         if contact is None:
             return None
-        if contact.trust == "blocked":
-            raise MeshkitError("contact_key_changed", f"'{row.owner_handle}' is blocked")
         signers = Signers(contact.chain)
         if _signer(found) in (*signers.keys, b"") and kid_of(row.owner_public) in signers.keys:
             return signers
@@ -67,12 +65,19 @@ class Owners:
 
     def known(self, row: ShareRow) -> Mapping[bytes, bytes]:
         """Return the owner's keys, by kid, as far as they are known here. Raises as `signers`."""
-        contact = None if row.mine else self._contacts().remembered(row.owner_handle)
-        if not row.mine and contact is None:
+        if row.mine:
+            return _checked(row, Signers(self._identity().chain)).keys
+        contact = self._contact(row)
+        if contact is None:
             return {kid_of(row.owner_public): row.owner_public}
+        return _checked(row, Signers(contact.chain)).keys
+
+    def _contact(self, row: ShareRow) -> Contact | None:
+        """Return what is remembered of somebody else's share's owner. Raises ``contact_key_changed``."""
+        contact = self._contacts().remembered(row.owner_handle)
         if contact is not None and contact.trust == "blocked":
             raise MeshkitError("contact_key_changed", f"'{row.owner_handle}' is blocked")
-        return _checked(row, Signers(self._identity().chain if contact is None else contact.chain)).keys
+        return contact
 
     def check_new(
         self, row: ShareRow, roster: Roster, seen: bytes, mark: Mark, signers: Signers, now: Callable[[], int]
