@@ -21,9 +21,9 @@ from pathlib import Path
 import trio
 from trio.testing import MockClock
 
+from meshkitfs.daemon import opening
+from meshkitfs.daemon.founding import initialize
 from meshkitfs.daemon.home import Home
-from meshkitfs.daemon.service import initialize
-from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import ProviderSpec, _durable
 from meshkitfs.shares import Terms
@@ -181,7 +181,7 @@ class Task:
 # -- one home --------------------------------------------------------------------------------------
 
 _crashed: set[int] = set()
-_orderly_close = Session._close
+_orderly_close = opening._close
 
 
 async def _close_unless_crashed(session):
@@ -190,7 +190,7 @@ async def _close_unless_crashed(session):
 
 
 # Nothing but a crash skips the orderly end, and only of the session that crashed.
-Session._close = _close_unless_crashed
+opening._close = _close_unless_crashed
 
 
 class Device:
@@ -228,7 +228,7 @@ class Device:
             ended.append(self._ended)
             try:
                 with self._scope:
-                    async with Session.open(self.home, None) as session:
+                    async with opening.open_session(self.home, None) as session:
                         self.session = session
                         if prepare is not None:
                             prepare(session)

@@ -19,9 +19,10 @@ from service import Service as ServiceProcess
 from service_home import believe_silence
 
 from meshkitfs.core.keys import SigningKey
-from meshkitfs.daemon import config, session
+from meshkitfs.daemon import config, watching
+from meshkitfs.daemon.founding import initialize
 from meshkitfs.daemon.home import Home
-from meshkitfs.daemon.service import Service, initialize
+from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import EmbeddedMetadata, _database
 from meshkitfs.metadata import _feed as feed
@@ -90,7 +91,7 @@ def test_no_pause_on_the_way_of_a_change_is_long():
 
     So what is published is everywhere within a second, unless a machine is too busy for that.
     """
-    assert _database._WATCH_SECONDS + feed.PAUSE_S + session.WATCH_S < 1.0
+    assert _database._WATCH_SECONDS + feed.PAUSE_S + watching.WATCH_S < 1.0
 
 
 def test_a_change_and_a_revocation_reach_a_mount_because_the_feed_tells(two, monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 from homes import Person, errno_of, fails, needs_fuse, reason_code, wait_until, write_synced
 from servers.cerbos import cerbos
 
-from meshkitfs.daemon.session import WATCH_S
+from meshkitfs.daemon.watching import WATCH_S
 from meshkitfs.policy import POLICY_DEADLINE_S, UNSAID_S
 
 pytestmark = needs_fuse

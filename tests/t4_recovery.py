@@ -16,8 +16,8 @@ from homes import CliFailure, Person, Result, invite, needs_fuse, sync_dir, wait
 from service import Service
 
 from meshkitfs.cli._words import WORDS
+from meshkitfs.daemon.founding import initialize
 from meshkitfs.daemon.service import Service as Home
-from meshkitfs.daemon.service import initialize
 from meshkitfs.providers import ProviderSpec
 
 PHRASE = "a phrase for the tests"

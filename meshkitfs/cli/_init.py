@@ -54,7 +54,7 @@ def _set_up(
     handle = name or (
         given.identity if given and given.identity != config.DEFAULT_IDENTITY else _login_name()
     )
-    from ..daemon import service
+    from ..daemon.founding import initialize
 
     join = joining.join(args.join_file)
     if invitation:
@@ -67,7 +67,7 @@ def _set_up(
         logs.setup(home.log_file)
         data = client.run_async(
             partial(
-                service.initialize,
+                initialize,
                 home,
                 handle,
                 provider,

@@ -141,11 +141,11 @@ def _taken(
     provider, metadata, kind = agreed_stores(context, args, carried.config(home.root))
     with home.hold(wait=_HOLD_SECONDS):
         logs.setup(home.log_file)
-        from ..daemon import service
+        from ..daemon.founding import initialize
 
         data = client.run_async(
             partial(
-                service.initialize,
+                initialize,
                 home,
                 carried.identity.handle,
                 provider,

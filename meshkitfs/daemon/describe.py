@@ -13,7 +13,8 @@ from meshkitfs.core.cid import cid_text
 from meshkitfs.core.entries import FILE
 from meshkitfs.core.keys import fingerprint, kid_of
 from meshkitfs.daemon.metadata_home import lateness
-from meshkitfs.daemon.session import WATCH_S, Incident, Session
+from meshkitfs.daemon.session import Incident, Session
+from meshkitfs.daemon.watching import WATCH_S
 from meshkitfs.errors import TABLE, MeshkitError
 from meshkitfs.gate import Trace
 from meshkitfs.identity import Contact

@@ -21,8 +21,8 @@ from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.failures import as_error
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.locking import DETAIL, secret_from, secret_of
+from meshkitfs.daemon.opening import open_vault
 from meshkitfs.daemon.service import Service
-from meshkitfs.daemon.session import open_vault
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import Usage
 from meshkitfs.shares import Share

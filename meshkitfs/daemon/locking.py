@@ -17,7 +17,9 @@ import trio
 from meshkitfs import keyvault
 from meshkitfs.core.secret_memory import SecretBytes, scrub, wipe, wipe_text
 from meshkitfs.daemon import describe
-from meshkitfs.daemon.session import STATE_LABEL, Session
+from meshkitfs.daemon.opening import STATE_LABEL
+from meshkitfs.daemon.session import Session
+from meshkitfs.daemon.watching import resume
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import load_identity
 from meshkitfs.shares import RefSeal
@@ -143,7 +145,7 @@ class Lock:
         nursery = session.services.nursery
         for share in session.book.shares.values():
             nursery.start_soon(share.refresh)
-        nursery.start_soon(session.resume)
+        nursery.start_soon(resume, session)
 
 
 def secret_from(text: str) -> SecretBytes:

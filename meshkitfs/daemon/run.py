@@ -46,7 +46,7 @@ async def run_mount(
     """Mount ``home`` (its lock is held) at ``mountpoint`` until it is unmounted, told to stop, or signalled.
 
     ``on_ready`` is called once the mount answers. It comes up locked if that is asked for, or if the home's
-    keyring is locked. Raises what `Session.open` and the mount itself raise.
+    keyring is locked. Raises what `open_session` and the mount itself raise.
     """
     # A working directory inside the mount would make the daemon wait for itself.
     os.chdir("/")
