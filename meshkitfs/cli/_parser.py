@@ -13,6 +13,7 @@ from ..daemon.config import ENFORCEMENT, FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _locking, _mounting, _people, _providers, _shares
 from ._audit import audit_commands
+from ._autostart import autostart_commands
 from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _Adder(commands, shared)
     _setup_commands(add)
     _mount_commands(add)
+    autostart_commands(add)
     _share_commands(add)
     policy_commands(add)
     vault_commands(add)
@@ -237,6 +239,7 @@ def _mount_commands(add: _Adder) -> None:
         "--nonempty", action="store_true", help="allow DIR to have files, which are hidden then"
     )
     mount.add_argument("--read-only", action="store_true", help="refuse every change")
+    mount.add_argument("--noexec", action="store_true", help="let no program be run from the mount")
     mount.add_argument(
         "--fsync",
         choices=FSYNC,
