@@ -20,7 +20,7 @@ from homes import HERE, PATIENCE, Person, fails, needs_fuse, usable_python, wait
 from seat import seat
 from whole_machine import booted, plant
 
-from meshkitfs.daemon import notify
+from meshkitfs.daemon import notify, watchdog
 from meshkitfs.fuse import helper, preflight
 
 ROOT = HERE.parent
@@ -121,7 +121,7 @@ def test_what_does_not_answer_is_not_said_to_live(manager, autojump_clock):
             return asked == 1
 
         with trio.move_on_after(60):
-            await notify.keep(notify.Notifier(manager.path, 3.0), lambda: "", alive)
+            await watchdog.keep(notify.Notifier(manager.path, 3.0), lambda: "", alive)
         return asked
 
     assert trio.run(main, clock=autojump_clock) > 10

@@ -1,7 +1,7 @@
 """Telling systemd how it goes (sd_notify): ready, what is mounted, that it still lives, that it is ending.
 
 Only where systemd asks for it: elsewhere there is no `Notifier`. The process id never changes after the
-start, so no MAINPID is sent.
+start, so no MAINPID is sent. Every command imports this, so it needs no trio; `watchdog` does.
 """
 
 from __future__ import annotations
@@ -10,20 +10,15 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Final
 
-import trio
-
-__all__ = ["Notifier", "answers", "keep"]
+__all__ = ["Notifier"]
 
 _log = logging.getLogger(__name__)
 
-# How often the status text is looked at (s), and how long a message may wait for systemd to take it.
-LOOK_S: Final = 5.0
+# How long a message may wait for systemd to take it (s).
 _SEND_S: Final = 2.0
-# Of the time after which systemd takes us for dead: when we say that we are not.
-_SHARE: Final = 1 / 3
 
 
 class Notifier:
@@ -73,34 +68,6 @@ class Notifier:
                 sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
             _log.warning("systemd could not be told: %s", os.strerror(error.errno or errno.ETIMEDOUT))
-
-
-async def keep(notifier: Notifier, status: Callable[[], str], alive: Callable[[], Awaitable[bool]]) -> None:
-    """Keep the status current, and say that it lives while it does; until cancelled.
-
-    ``alive`` is waited for no longer than the watchdog would: what does not answer is not said to live.
-    """
-    wait = notifier.watchdog_s
-    every = LOOK_S if wait is None else min(LOOK_S, wait * _SHARE)
-    while True:
-        if wait is not None:
-            with trio.move_on_after(wait):
-                if await alive():
-                    notifier.alive()
-        notifier.status(status())
-        await trio.sleep(every)
-
-
-async def answers(path: str) -> bool:
-    """Whether the filesystem at ``path`` answers: asked through the kernel, as every program does.
-
-    So it is not only this loop that is seen to run, but the whole way of a request.
-    """
-    try:
-        await trio.to_thread.run_sync(os.statvfs, path, abandon_on_cancel=True)
-    except OSError as error:
-        return error.errno != errno.ENOTCONN
-    return True
 
 
 def _line(text: str) -> str:

@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import trio
 
-from meshkitfs.daemon import control, describe, notify
+from meshkitfs.daemon import control, describe, watchdog
 from meshkitfs.daemon.config import MountOptions
 from meshkitfs.daemon.door import Door, NoShares, keyring_is_locked
 from meshkitfs.daemon.home import Home
+from meshkitfs.daemon.notify import Notifier
 from meshkitfs.daemon.locking import DETAIL
 from meshkitfs.daemon.service import Progress, Service
 from meshkitfs.daemon.session import CLOSE_DEADLINE_S
@@ -42,7 +43,7 @@ async def run_mount(
     options: MountOptions,
     passphrase: Passphrase | None,
     on_ready: Callable[[dict[str, Any]], None],
-    notifier: notify.Notifier | None = None,
+    notifier: Notifier | None = None,
 ) -> None:
     """Mount ``home`` (its lock is held) at ``mountpoint`` until it is unmounted, told to stop, or signalled.
 
@@ -163,11 +164,13 @@ class _Mount:
         if left := service.lock.left():
             _log.warning("ends with unsent changes, which are kept", extra={"fields": describe.amount(left)})
 
-    async def tell(self, notifier: notify.Notifier) -> None:
+    async def tell(self, notifier: Notifier) -> None:
         """Keep systemd informed, until cancelled."""
         notifier.ready(self._summary())
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(notify.keep, notifier, self._summary, partial(notify.answers, str(self.point)))
+            nursery.start_soon(
+                watchdog.keep, notifier, self._summary, partial(watchdog.answers, str(self.point))
+            )
             await self.ending.unmounted.wait()
             notifier.stopping(self._summary())
 
