@@ -18,8 +18,8 @@ from meshkitfs.daemon import control, describe, watchdog
 from meshkitfs.daemon.config import MountOptions
 from meshkitfs.daemon.door import Door, NoShares, keyring_is_locked
 from meshkitfs.daemon.home import Home
-from meshkitfs.daemon.notify import Notifier
 from meshkitfs.daemon.locking import DETAIL
+from meshkitfs.daemon.notify import Notifier
 from meshkitfs.daemon.service import Progress, Service
 from meshkitfs.daemon.session import CLOSE_DEADLINE_S
 from meshkitfs.errors import MeshkitError
