@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,24 +24,29 @@ from pathlib import Path
 
 import pytest
 import user_manager
-from homes import HERE, PATIENCE, Person, usable_python, wait_until
+from homes import PATIENCE, Person, wait_until
 from machines import Machine
+from namespaces import LET_GO, TREE, VENV, copy_tree, python_there
 
 NEEDED = ("setpriv", "fusermount3", "systemctl", "systemd-escape", "systemd-analyze")
+_PREPARED = "namespaces are prepared"
 _FSTAB = "import sys; from meshkitfs.cli import mount_fstab; sys.exit(mount_fstab())"
-_SCRIPT = """\
+_SCRIPT = f"""\
 echo $BASHPID > "$CGROUP/cgroup.procs"
 exec unshare --mount --cgroup --propagation slave bash -ec '
+{LET_GO}
 mount --make-rshared /
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 chown $U /sys/fs/cgroup /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/cgroup.subtree_control /sys/fs/cgroup/cgroup.threads
 mount --bind "$BASE/fuse" /dev/fuse
 mount --bind "$BASE/etc" /etc
-mount --bind "$BASE/srv" /srv
+if [ "$VENV" ]; then mount --bind "$VENV" "$BASE/srv/venv"; fi
+mount --rbind "$BASE/srv" /srv
 mount -t overlay overlay -o lowerdir="$BASE/sbin":/usr/sbin /usr/sbin 2>/dev/null || true
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/systemd/{system,unit-root,mount-rootfs,propagate,incoming} /run/credentials /run/lock /run/user/$U
+mkdir -p /run/systemd/{{system,unit-root,mount-rootfs,propagate,incoming}} /run/credentials /run/lock /run/user/$U
 mount -t tmpfs -o mode=700,uid=$U,gid=$U tmpfs /run/user/$U
+echo {_PREPARED}
 exec setpriv --reuid=$U --regid=$U --clear-groups --reset-env env XDG_RUNTIME_DIR=/run/user/$U HOME=/srv/$NAME \\
     USER=$NAME PATH=/usr/local/bin:/usr/bin:/bin /lib/systemd/systemd --user'
 """
@@ -52,35 +58,55 @@ class Seat(Machine):
     def __init__(self, base: Path, cgroup: Path, name: str, uid: int) -> None:
         Person.__init__(self, f"/srv/{name}/.local/share/meshkitfs", name, f"/srv/{name}/MeshKit")
         self.uid, self.base = uid, base
-        self._log = (base / "systemd.log").open("wb")
-        self._systemd = subprocess.Popen(
-            ["bash", "-ec", _SCRIPT],
-            env=os.environ | {"CGROUP": str(cgroup), "BASE": str(base), "U": str(uid), "NAME": name},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        self._log = base / "systemd.log"
+        environ = {"CGROUP": str(cgroup), "BASE": str(base), "U": str(uid), "NAME": name}
+        environ["VENV"] = sys.prefix if sys.prefix != VENV else ""
+        with self._log.open("wb") as log:
+            self._systemd = subprocess.Popen(
+                ["bash", "-ec", _SCRIPT],
+                env=os.environ | environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        self._user = None
+        try:
+            self._enter(name, uid)
+        except BaseException:
+            self.end()
+            raise
+
+    def _enter(self, name: str, uid: int) -> None:
         self._root = ["nsenter", "-t", str(self._systemd.pid), "-m", "-C"]
         user = [
             *self._root, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--reset-env",
             "env", f"XDG_RUNTIME_DIR=/run/user/{uid}", f"HOME=/srv/{name}", f"USER={name}", "LC_ALL=C.UTF-8",
             "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin", "PYTHONDONTWRITEBYTECODE=1",
         ]  # fmt: skip
-        wait_until(lambda: self._answers(user), "systemd")
-        self.prefix, self.python = usable_python(user)
+        wait_until(lambda: self._answers(user), "systemd", PATIENCE)
+        self.prefix, self.python = python_there(user)
         self._prefix = self.prefix
+        # Else every one of the many processes would compile it again.
+        self.sh(self.python, "-m", "compileall", "-q", f"{TREE}/meshkitfs", root=True)
+        self.inside(f"{TREE}/environment").write_text(f"{self.prefix[-1]}\nPYTHON={self.python}\n")
         self.env = {"PATH": os.environ["PATH"]}
         self._user = subprocess.Popen(
-            [*self.prefix, self.python, HERE / "machine_user.py"],
+            [*self.prefix, self.python, f"{TREE}/tests/machine_user.py"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
         )  # fmt: skip
 
     def _answers(self, user: list[str]) -> bool:
-        assert self._systemd.poll() is None, (self.base / "systemd.log").read_text()
-        done = subprocess.run(
-            [*user, "systemctl", "--user", "show-environment"], capture_output=True, cwd="/"
-        )
+        if self._systemd.poll() is not None:
+            log = self._log.read_text()
+            if _PREPARED not in log:
+                pytest.skip(f"NOT TESTED: a real systemd of a user; no namespaces for it: {log[-500:]}")
+            raise AssertionError(f"systemd ended: {log}")
+        if _PREPARED not in self._log.read_text():
+            return False
+        try:
+            done = subprocess.run(
+                [*user, "systemctl", "--user", "show-environment"], capture_output=True, cwd="/", timeout=10
+            )
+        except subprocess.TimeoutExpired:
+            return False
         return done.returncode == 0
 
     def sh(self, *command, check=True, root=False, timeout=PATIENCE):
@@ -120,19 +146,19 @@ class Seat(Machine):
         os.kill(pid, number)
 
     def end(self):
-        self._user.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._user.wait(5)
-        self._user.kill()
-        self._user.wait()
-        self._user.stdout.close()
+        if self._user is not None:
+            self._user.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._user.wait(5)
+            self._user.kill()
+            self._user.wait()
+            self._user.stdout.close()
         self._systemd.terminate()  # which stops every unit, and so unmounts
         try:
             self._systemd.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._systemd.kill()
             self._systemd.wait()
-        self._log.close()
 
 
 @contextlib.contextmanager
@@ -171,13 +197,14 @@ def _prepare(base: Path, cgroup: Path, name: str, uid: int) -> None:
     (base / "sbin").mkdir()
     with contextlib.suppress(shutil.Error):  # of files that went while they were copied
         shutil.copytree("/etc", base / "etc", symlinks=True, ignore=shutil.ignore_patterns("*shadow*"))
-    (command, python), home = (
-        (usable_python(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "env"])),
-        f"/srv/{name}",
+    copy_tree(base / "srv/tree")
+    (base / "srv/venv").mkdir()
+    program = base / "sbin/mount.fuse.meshkitfs"  # as pip would write it; which Python that is shows later
+    program.write_text(
+        f"#!/bin/sh\n. {TREE}/environment\nexport PYTHONPATH\nexec $PYTHON -P -c '{_FSTAB}' \"$@\"\n"
     )
-    program = base / "sbin/mount.fuse.meshkitfs"  # as pip would write it
-    program.write_text(f"#!/bin/sh\nexec env {command[-1]} {python} -P -c '{_FSTAB}' \"$@\"\n")
     program.chmod(0o755)
+    home = f"/srv/{name}"
     with (base / "etc/fstab").open("a") as fstab:
         fstab.write(f"{home}/.local/share/meshkitfs {home}/MeshKit fuse.meshkitfs noauto,user,nofail 0 0\n")
     with (base / "etc/passwd").open("a") as passwd:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import secret_service
 import trio
-from homes import HERE, PATIENCE, Person, fails, needs_fuse, usable_python, wait_until
+from homes import HERE, PATIENCE, Person, fails, is_daemon, needs_fuse, usable_python, wait_until
+from namespaces import TREE
 from seat import seat
 from whole_machine import booted, plant
 
@@ -341,10 +342,25 @@ def test_a_helper_that_does_not_answer_is_no_reason_to_mount_otherwise(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def alice():
+def witness(tmp_path_factory):
+    """Somebody outside whose mount was there before."""
+    with Person(tmp_path_factory.mktemp("witness") / "wilma", "wilma") as person:
+        person.init()
+        person.mount()
+        yield person
+
+
+@pytest.fixture(scope="module")
+def alice(witness):
     with seat("alice", 65011) as person:
         person.init()
         yield person
+
+
+def test_the_mounts_of_others_are_not_held(alice, witness):
+    """Else their daemons would live as long as these namespaces, though they have been unmounted."""
+    subprocess.run(["fusermount3", "-u", witness.mnt], check=True)
+    wait_until(lambda: not is_daemon(witness.pid), "the end of a daemon that was unmounted")
 
 
 @pytest.fixture
@@ -431,6 +447,7 @@ def test_a_crash(installed):
     assert Path(f"/proc/{alice._systemd.pid}/mountinfo").read_text().count(f" {alice.mnt} ") == 1
 
 
+@pytest.mark.long
 def test_a_daemon_that_hangs(installed):
     """Nothing is said within the time of the watchdog, so it is ended and started anew."""
     alice = installed
@@ -459,7 +476,7 @@ def test_an_upgrade_while_it_is_mounted(alice, tmp_path):
     shutil.copytree(ROOT / "meshkitfs", old, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "systemd", place / "systemd")
     search = next(item for item in alice.prefix if item.startswith("PYTHONPATH=")).partition("=")[2]
-    search = search.replace(str(ROOT), "/srv/alice/program", 1)
+    search = search.replace(TREE, "/srv/alice/program", 1)
     alice.sh("env", f"PYTHONPATH={search}", alice.python, "-m", "meshkitfs", "autostart", "install")
     try:
         first = share(alice)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 import user_manager
-from homes import HERE, PATIENCE, usable_python, wait_until
+from homes import PATIENCE, wait_until
+from namespaces import LET_GO, VENV, copy_tree, python_there
 
 # Of the services of the machine below, only what a login needs is to run.
 _MASKED = (
@@ -31,6 +32,7 @@ _MASKED = (
 _SCRIPT = """\
 echo $BASHPID > "$CGROUP/cgroup.procs"
 exec unshare --mount --pid --fork --kill-child=SIGKILL --cgroup --uts --ipc --net --propagation private bash -ec '
+@LET_GO@
 mount -t tmpfs tmpfs "$BASE/w"; mkdir "$BASE"/w/{up,wk,root}
 R="$BASE/w/root"
 mount -t overlay overlay -o lowerdir=/,upperdir="$BASE/w/up",workdir="$BASE/w/wk" "$R"
@@ -48,7 +50,8 @@ mount -t tmpfs -o mode=755 tmpfs "$R/run"; mount -t tmpfs -o mode=1777 tmpfs "$R
 for file in passwd group shadow; do cat "$BASE/$file" >> "$R/etc/$file"; done
 rm -rf "$R/var/log/journal"; mkdir -p "$R/var/log/journal" "$R/var/lib/systemd/linger"
 mount --bind "$BASE/linger" "$R/var/lib/systemd/linger"
-for d in $CODE; do [ -e "$R$d" ] || { mkdir -p "$R$d"; mount --rbind "$d" "$R$d"; }; done
+mkdir -p "$R"/srv/{tree,venv}; mount --bind "$BASE/tree" "$R/srv/tree"
+if [ "$VENV" ]; then mount --bind "$VENV" "$R/srv/venv"; fi
 while IFS=: read -r name _ uid _ _ home _; do
     mkdir -p "$R$home"; mount --bind "$BASE/homes/$name" "$R$home"
 done < "$BASE/passwd"
@@ -57,7 +60,7 @@ ip link set lo up; hostname meshkitfs-test; cd "$R"; mkdir -p mnt/old; pivot_roo
 mount --make-rshared /
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb /lib/systemd/systemd --system \\
     --unit=multi-user.target --log-target=console --show-status=no'
-"""
+""".replace("@LET_GO@", LET_GO)
 
 
 class Machine:
@@ -65,9 +68,8 @@ class Machine:
 
     def __init__(self, base: Path, cgroup: Path) -> None:
         self._console = base / "console"
-        # What is on another filesystem than / would not be there.
-        code = [str(HERE.parent), *(path for path in sys.path if "site-packages" in path)]
-        environ = {"CGROUP": str(cgroup), "BASE": str(base), "MASKED": _MASKED, "CODE": " ".join(code)}
+        environ = {"CGROUP": str(cgroup), "BASE": str(base), "MASKED": _MASKED}
+        environ["VENV"] = sys.prefix if sys.prefix != VENV else ""
         with (base / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["bash", "-ec", _SCRIPT],
@@ -107,7 +109,7 @@ class Machine:
 
     def user(self, name: str, uid: int) -> tuple[list[str], str]:
         """How to run something there as a user whose systemd runs: the beginning of a command, and a Python."""
-        return usable_python(
+        return python_there(
             [
                 *self.root, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--reset-env",
                 "env", f"XDG_RUNTIME_DIR=/run/user/{uid}", f"HOME=/srv/{name}", f"USER={name}",
@@ -118,7 +120,8 @@ class Machine:
     def off(self) -> None:
         """Turn it off in order; by force if it does not."""
         if self.root:
-            self.sh("systemctl", "poweroff", check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.sh("systemctl", "poweroff", check=False)
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -144,6 +147,7 @@ def plant(name: str, uid: int) -> Iterator[Path]:
     base.chmod(0o755)
     try:
         (base / "linger").mkdir()
+        copy_tree(base / "tree")
         home = base / "homes" / name
         home.mkdir(parents=True)
         home.chmod(0o700)
