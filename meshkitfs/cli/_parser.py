@@ -31,6 +31,7 @@ __all__ = ["UsageError", "build_parser"]
 RIGHTS: Final = ("list", "read", "write")
 DEFAULT_TIMEOUT: Final = 300.0
 DEFAULT_LIMIT: Final = 20
+_OF_AUTOSTART: Final = ("install", "uninstall", "status")
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -75,6 +76,9 @@ class _Parser(argparse.ArgumentParser):
             choices = [choice.strip(" '") for choice in wrong[2].split(",")]
             near = difflib.get_close_matches(wrong[1], choices, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices)}"
+            # What many other programs call `service install` is not about who runs a service here.
+            if self.prog.endswith(" service") and wrong[1] in _OF_AUTOSTART:
+                hint = f"systemd units are 'meshkitfs autostart {wrong[1]}'"
             message = f"'{wrong[1]}' is not known here: {hint}"
         raise UsageError(message, self.prog)
 
