@@ -107,7 +107,7 @@ def test_every_command_of_the_interface_is_there():
         "capability issue", "capability narrow", "capability list", "capability inspect", "capability add",
         "capability remove", "capability revoke",
         "prune", "gc", "verify", "repair", "providers test",
-        "serve", "serve-invite",
+        "serve", "serve-invite", "autostart install", "autostart uninstall", "autostart status", "mount-helper",
     }  # fmt: skip
 
 
@@ -150,6 +150,7 @@ def test_no_option_takes_a_secret(option):
     ("arguments", "says"),
     [
         (["sahre"], "'sahre' is not known here: did you mean 'share'?"),
+        (["service", "install"], "'install' is not known here: systemd units are 'meshkitfs autostart install'"),
         (["share", "lst"], "did you mean 'list'?"),
         (["share", "zzzzzz"], "choose from create, list, show, add, revoke"),
         (["share"], "the following arguments are required: COMMAND"),

@@ -13,6 +13,7 @@ from ..daemon.config import ENFORCEMENT, FSYNC, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _locking, _mounting, _people, _providers, _shares
 from ._audit import audit_commands
+from ._autostart import autostart_commands
 from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
@@ -30,6 +31,7 @@ __all__ = ["UsageError", "build_parser"]
 RIGHTS: Final = ("list", "read", "write")
 DEFAULT_TIMEOUT: Final = 300.0
 DEFAULT_LIMIT: Final = 20
+_OF_AUTOSTART: Final = ("install", "uninstall", "status")
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -74,6 +76,9 @@ class _Parser(argparse.ArgumentParser):
             choices = [choice.strip(" '") for choice in wrong[2].split(",")]
             near = difflib.get_close_matches(wrong[1], choices, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices)}"
+            # What many other programs call `service install` is not about who runs a service here.
+            if self.prog.endswith(" service") and wrong[1] in _OF_AUTOSTART:
+                hint = f"systemd units are 'meshkitfs autostart {wrong[1]}'"
             message = f"'{wrong[1]}' is not known here: {hint}"
         raise UsageError(message, self.prog)
 
@@ -92,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _Adder(commands, shared)
     _setup_commands(add)
     _mount_commands(add)
+    autostart_commands(add)
     _share_commands(add)
     policy_commands(add)
     vault_commands(add)
@@ -237,6 +243,7 @@ def _mount_commands(add: _Adder) -> None:
         "--nonempty", action="store_true", help="allow DIR to have files, which are hidden then"
     )
     mount.add_argument("--read-only", action="store_true", help="refuse every change")
+    mount.add_argument("--noexec", action="store_true", help="let no program be run from the mount")
     mount.add_argument(
         "--fsync",
         choices=FSYNC,

@@ -151,6 +151,8 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command += ["--fsync", options.fsync]
     if options.locked:
         command.append("--locked")
+    if options.noexec:
+        command.append("--noexec")
     return [*command, "--", str(point)]
 
 

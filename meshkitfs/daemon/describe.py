@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STEP_BOUND_S",
     "Incident",
+    "amount",
     "bounds",
     "errors_text",
     "incident_text",
@@ -171,6 +172,11 @@ def pending(session: Session) -> dict[str, Any]:
         "bytes": sum(size for _, size in amounts),
         "memory": session.services.budget.held,
     }
+
+
+def amount(unsent: list[dict[str, Any]]) -> dict[str, int]:
+    """Return of how many shares something is unsent, of what `left` lists, and how many bytes that is."""
+    return {"shares": len(unsent), "bytes": sum(item["bytes"] for item in unsent)}
 
 
 def left(session: Session) -> list[dict[str, Any]]:

@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 LOOK_S: Final = 2.0
 
 
-async def keyring_is_locked(home: Home) -> bool:
-    """Whether the key of ``home`` is in a keyring that is there, and locked now."""
+async def keyring_is_locked(home: Home, *, away: bool = False) -> bool:
+    """Whether the key of ``home`` is in a keyring that is locked now; ``away``: or that is not there yet."""
     home.require_initialized()
     vault = open_vault(home, configuration.load(home.config_path), None)
     if vault.kind != keyvault.SECRET_SERVICE:
         return False
     report = await trio.to_thread.run_sync(vault.report, abandon_on_cancel=True)
-    return report.available and report.locked is True
+    return report.locked is True if report.available else away
 
 
 class NoShares:

@@ -24,11 +24,13 @@ from typing import Final
 
 from ..errors import MeshkitError
 
-__all__ = ["LineFormatter", "redact", "setup"]
+__all__ = ["JournalFormatter", "LineFormatter", "redact", "setup"]
 
 MAX_BYTES: Final = 2 * 1024 * 1024
 BACKUPS: Final = 4
 _HIDDEN: Final = "[redacted]"
+# From which level on a line has which priority of syslog (3: error, 4: warning, 6: information).
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 # What must stay readable: a raw sha2-256 CID is 59 characters of base32, a did:key is base58.
 _PUBLIC: Final = re.compile(r"(?:bafkrei[a-z2-7]{52}|z6Mk[1-9A-HJ-NP-Za-km-z]{44})\Z")
@@ -87,6 +89,25 @@ class LineFormatter(logging.Formatter):
         return redact(text)
 
 
+class JournalFormatter(LineFormatter):
+    """Formats for the journal, which knows the time, and takes each line's priority from its beginning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).partition(" ")[2]
+        level = next((p for floor, p in _PRIORITIES if record.levelno >= floor), 7)
+        return "\n".join(f"<{level}>{line}" for line in text.splitlines())
+
+
+def _stderr_is_the_journal() -> bool:
+    """Whether stderr is what systemd says it has connected to the journal (it may be redirected since)."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        info = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (device, inode) == (str(info.st_dev), str(info.st_ino))
+
+
 class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
     """A rotating file that is 0600 from the moment it exists."""
 
@@ -101,9 +122,9 @@ def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) 
     """Send the log of this process to ``file`` (rotated at 2 MiB, four old ones kept) and/or to stderr.
 
     Without a ``level`` it is INFO, or DEBUG where ``MESHKITFS_DEBUG`` is set. With neither file nor stderr,
-    the log goes nowhere. A file is for whoever holds the home: two processes must not rotate
-    one file. Calling it again replaces what the last call set up. Raises ``invalid_config`` when the file
-    cannot be opened.
+    the log goes nowhere. Lines for the journal have priorities. A file is for whoever holds the home: two
+    processes must not rotate one file. Calling it again replaces what the last call set up. Raises
+    ``invalid_config`` when the file cannot be opened.
     """
     if level is None:
         level = logging.DEBUG if os.environ.get("MESHKITFS_DEBUG") else logging.INFO
@@ -120,11 +141,14 @@ def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) 
             raise MeshkitError("invalid_config", f"log file {file}: {error.strerror}") from error
     if stderr:
         handlers.append(logging.StreamHandler(sys.stderr))
+        if _stderr_is_the_journal():
+            handlers[-1].setFormatter(JournalFormatter())
     if not handlers:
         # With no handler at all, logging would print warnings to stderr, unredacted.
         handlers.append(logging.NullHandler())
     for handler in handlers:
-        handler.setFormatter(LineFormatter())
+        if handler.formatter is None:
+            handler.setFormatter(LineFormatter())
         root.addHandler(handler)
     root.setLevel(level)
     # Libraries log requests and their headers below WARNING; none of that belongs in this log.

@@ -185,10 +185,11 @@ class MountOptions:
 
     ``nonempty`` allows a mount point that has files (they are hidden while mounted); ``read_only`` makes
     every write fail with EROFS; ``fsync`` takes the place of `WritingConfig.fsync`; ``locked`` asks nobody
-    for the key, and leaves everything closed until it is unlocked.
+    for the key, and leaves everything closed until it is unlocked; ``noexec`` lets no program be run from it.
     """
 
     nonempty: bool = False
     read_only: bool = False
     fsync: str | None = None
     locked: bool = False
+    noexec: bool = False
