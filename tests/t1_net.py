@@ -465,7 +465,9 @@ def test_no_redirect_leads_out_of_tls(tmp_path, location):
             serve = partial(trio.serve_ssl_over_tcp, first.handle, 0, context, host="127.0.0.1")
             here = await nursery.start(partial(serve, https_compatible=True))
             url = f"https://localhost:{here[0].transport_listener.socket.getsockname()[1]}"
-            endpoint = Endpoint(url, CODES, redirects=2, tls=Tls(tmp_path / "ca"), limits=Limits(tries=1))
+            endpoint = Endpoint(
+                url, CODES, redirects=2, tls=Tls(tmp_path / "ca"), limits=Limits(deadline_s=4.0, tries=1)
+            )
             with pytest.raises(MeshkitError) as caught:
                 await endpoint.request("GET", "/")
             await endpoint.aclose()
