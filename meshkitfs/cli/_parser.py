@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -83,8 +84,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, self.prog)
 
 
+@functools.cache
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; ``args.handler(context, args)`` does the command."""
+    """Return the parser of the whole command line; ``args.handler(context, args)`` does the command.
+
+    It is always the same one: nothing may be added to it.
+    """
     shared = _shared_options()
     parser = _Parser(
         prog="meshkitfs",

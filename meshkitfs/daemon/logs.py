@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
 import os
 import re
 import sys
 import time
 from collections.abc import Mapping
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
@@ -108,16 +106,6 @@ def _stderr_is_the_journal() -> bool:
     return (device, inode) == (str(info.st_dev), str(info.st_ino))
 
 
-class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
-    """A rotating file that is 0600 from the moment it exists."""
-
-    def _open(self) -> TextIOWrapper:
-        descriptor = os.open(
-            self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
-
-
 def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) -> None:
     """Send the log of this process to ``file`` (rotated at 2 MiB, four old ones kept) and/or to stderr.
 
@@ -136,7 +124,9 @@ def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) 
     handlers: list[logging.Handler] = []
     if file is not None:
         try:
-            handlers.append(_PrivateRotatingFile(file, maxBytes=MAX_BYTES, backupCount=BACKUPS))
+            from .log_file import PrivateRotatingFile  # only who holds the home writes a file
+
+            handlers.append(PrivateRotatingFile(file, maxBytes=MAX_BYTES, backupCount=BACKUPS))
         except OSError as error:
             raise MeshkitError("invalid_config", f"log file {file}: {error.strerror}") from error
     if stderr:
