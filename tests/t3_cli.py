@@ -419,6 +419,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "rights": ["write"],
                 "expires": "2d",
                 "share": "first",
+                "format": "cose",
                 "send": True,
             },
             TOKEN,

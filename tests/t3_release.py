@@ -18,7 +18,7 @@ from hacked_client import HackedClient, Refused
 from homes import wait_until
 from http_server import Answer
 
-from meshkitfs.core.capability import Token
+from meshkitfs.core.capability import Token, issuing
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.identity_record import first_record
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
@@ -516,11 +516,11 @@ def test_a_hacked_client_without_a_good_token(two, behind):
     with pytest.raises(Refused, match="capability_required"):
         client.ask(capsule)
 
-    def token(issuer, holder, **changes):
+    def token(issuer, holder, biscuit=False, **changes):
         now = int(time.time())
         fields = {"token_id": os.urandom(16), "name": "editors", "holder": holder.public, "rights": ["read"]}
         fields |= {"share": None, "iat": now, "exp": now + 600}
-        return Token.issue(issuer, **(fields | changes))
+        return issuing(biscuit).issue(issuer, **(fields | changes))
 
     mine, his = alice.session.identity.signing, bob.session.identity.signing
     # The issuer's revocation list is there since the first token was made by the command.
@@ -532,14 +532,16 @@ def test_a_hacked_client_without_a_good_token(two, behind):
         token(mine, his, share=bytes(16)),
         token(mine, his, exp=int(time.time()) - 1, iat=1),
         token(mine, his, rights=["list"]),
+        token(mine, mine, biscuit=True),
+        token(SigningKey.generate(), his, biscuit=True),
     ):
         with pytest.raises(Refused, match="capability_denied"):
             client.ask(capsule, [bad.to_bytes()])
     with pytest.raises(Refused, match="invalid_record"):
         client.ask(capsule, [token(mine, his).to_bytes()[:-1]])
-    good = token(mine, his)
-    half = client.ask(capsule, [good.to_bytes()])
-    assert client.read(blob, owner, head, bob.blocks, half) == {"file": DATA}
+    for good in (token(mine, his), token(mine, his, biscuit=True)):
+        half = client.ask(capsule, [good.to_bytes()])
+        assert client.read(blob, owner, head, bob.blocks, half) == {"file": DATA}
 
 
 def test_the_tokens_that_are_held_are_shown_to_the_service(two, behind):
