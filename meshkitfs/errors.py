@@ -94,6 +94,10 @@ _ROWS: Final = (
     ("capability_denied", "access", _errno.EACCES,
      "The capability token does not allow this, or is not good (any more).",
      "Ask the owner for a new token, or for one with the right it lacks."),
+    ("biscuit_not_installed", "access", _errno.EACCES,
+     "The capability token is a Biscuit, and this installation cannot read those.",
+     "Install the optional part ('pip install meshkitfs[biscuit]') and mount again, or ask the issuer for a "
+     "token in the built-in format."),
     ("key_release_refused", "access", _errno.EACCES,
      "The service that holds the other half of this share's key does not hand it out.",
      "The detail has its reason: ask the share's owner for what is missing there."),

@@ -422,6 +422,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "rights": ["write"],
                 "expires": "2d",
                 "share": "first",
+                "format": "cose",
                 "send": True,
             },
             TOKEN,
@@ -1196,3 +1197,24 @@ def test_every_exit_code_is_documented_in_the_help(run):
     table_text = out[out.index("exit codes:") : out.index("environment:")]
     for code in {exit_code_for(MeshkitError(name)) for name in TABLE}:
         assert re.search(rf"\b{code} [a-z]", table_text), code
+
+
+@pytest.mark.long
+def test_an_unprotected_file_is_warned_of_however_it_comes_about(run, tmp_path, monkeypatch):
+    """By `init`, and by importing an identity into one: in the same words."""
+    file, stores = str(tmp_path / "alice.identity"), tmp_path / "home"
+
+    def told(*arguments):
+        read, write = os.pipe()
+        os.write(write, f"{PHRASE}\n".encode())
+        os.close(write)
+        code, _, err = run(*arguments, "--passphrase-fd", str(read))
+        assert code == 0, err
+        return [line for line in err.splitlines() if "without a passphrase" in line]
+
+    (warning,) = told("init", "--identity", "alice", "--key-vault", "plain-file")
+    assert warning.startswith("Warning: ")
+    assert not told("identity", "export", file)
+    monkeypatch.setenv("MESHKITFS_HOME", str(tmp_path / "second"))
+    places = ("--provider", f"local:{stores}/blocks", "--metadata", f"{stores}/metadata.db")
+    assert told("identity", "import", file, "--key-vault", "plain-file", *places) == [warning]

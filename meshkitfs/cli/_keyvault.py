@@ -23,6 +23,7 @@ __all__ = [
     "seal_of",
     "seal_options",
     "show",
+    "warn_of",
 ]
 
 _HOLD_SECONDS: Final = 20.0
@@ -65,6 +66,15 @@ def seal_of(args: argparse.Namespace) -> keyvault.Seal | None:
     from .. import keyvault
 
     return keyvault.Seal(args.tpm_pin, args.tpm_pcrs) if args.tpm_pin or args.tpm_pcrs else None
+
+
+def warn_of(context: Context, kind: str | None) -> None:
+    """Say it when the keys of this home are in a ``kind`` of key vault that protects them from nobody."""
+    if kind == "plain-file":
+        context.out.note(
+            "Warning: the private keys are in a file without a passphrase. Whoever can read that file, "
+            "or a backup of it, is you."
+        )
 
 
 def open_key_vault(context: Context) -> keyvault.KeyVault:
@@ -142,6 +152,7 @@ def migrate(context: Context, args: argparse.Namespace) -> int:
         {"key_vault": report.as_dict(), "before": before},
         [f"The key of this home is in its {report.kind} key vault now.", *fields([("", report.detail)])],
     )
+    warn_of(context, report.kind)
     return 0
 
 

@@ -20,9 +20,9 @@ from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.failures import as_error
 from meshkitfs.daemon.home import Home
-from meshkitfs.daemon.locking import DETAIL, secret_from, secret_of
+from meshkitfs.daemon.locking import DETAIL, explained, secret_from, secret_of
 from meshkitfs.daemon.opening import open_vault
-from meshkitfs.daemon.service import Service
+from meshkitfs.daemon.service import Service, below
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import Usage
 from meshkitfs.shares import Share
@@ -107,9 +107,17 @@ class Door:
             return {"locked": self.status()["locked"], "left": []}
         if method == "status":
             return self.status()
+        if method == "explain":
+            return self._explain(**params)
         if method == "sync":
             return {"left": []}  # what waits is in the state database; it is sent after the unlocking
         raise MeshkitError("identity_locked", DETAIL)
+
+    def _explain(self, path: str) -> dict[str, Any]:
+        """Answer for any path: without the keys nobody knows which shares there are."""
+        return explained(
+            below(self._mounted.get("mountpoint"), path).strip("/"), None, self.status()["locked"]
+        )
 
     async def _unlock(self, key: str | None = None) -> dict[str, Any]:
         await self._try(secret_from(key) if key is not None else await secret_of(self._vault))

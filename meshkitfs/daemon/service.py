@@ -28,7 +28,7 @@ from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_doctor import IdentityDoctor
 from meshkitfs.daemon.inviting import Inviting, checked_grace, checked_rights
 from meshkitfs.daemon.keeping import Keeping
-from meshkitfs.daemon.locking import Lock, secret_from
+from meshkitfs.daemon.locking import Lock, explained, secret_from
 from meshkitfs.daemon.opening import open_session
 from meshkitfs.daemon.policies import Policies
 from meshkitfs.daemon.rotating import Rotating
@@ -40,7 +40,7 @@ from meshkitfs.metadata import HttpMetadata
 from meshkitfs.net import Secret
 from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, grace_of, reencrypt
 
-__all__ = ["Service"]
+__all__ = ["Service", "below"]
 
 _log = logging.getLogger(__name__)
 
@@ -239,12 +239,7 @@ class Service:
 
     def _relative(self, target: str) -> str:
         """Return SHARE[/path] for a path below the mount point; other targets are that already."""
-        point = self.mounted.get("mountpoint")
-        if point and target.startswith("/"):
-            relative = os.path.relpath(target, point)
-            if not relative.startswith(".."):
-                return relative
-        return target
+        return below(self.mounted.get("mountpoint"), target)
 
     async def _walk(self, share: Share, path: str) -> Node:
         """Return the node at ``path`` in ``share``. Raises ``path_not_found``."""
@@ -403,6 +398,9 @@ class Service:
         relative = self._relative(path).strip("/")
         share_name, _, inside = relative.partition("/")
         share = session.book.find(share_name)
+        locked = self.lock.status()
+        if locked is not None:
+            return explained(relative, share.name, locked)
         trace = Trace()
         try:
             await session.gate.open(share.row, "read", trace)
@@ -430,3 +428,12 @@ class Service:
         if not isinstance(metadata, HttpMetadata):
             raise MeshkitError("not_supported", "this home uses no metadata service")
         return {"key": (await metadata.trust_key()).hex()}
+
+
+def below(point: str | None, target: str) -> str:
+    """Return SHARE[/path] for a path below the mount ``point``; other targets are that already."""
+    if point and target.startswith("/"):
+        relative = os.path.relpath(target, point)
+        if not relative.startswith(".."):
+            return relative
+    return target

@@ -33,6 +33,7 @@ ENDS: Final = {
     "vault_membership_required": True,
     "capability_required": True,
     "capability_denied": True,
+    "biscuit_not_installed": True,
     "key_release_refused": True,
     # The metadata store shows what cannot be true beside what was seen, or what no writer has signed.
     "head_rollback": True,
