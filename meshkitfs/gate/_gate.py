@@ -1,7 +1,7 @@
 """The ordered checks. The first failure ends the walk; nothing is unwrapped, fetched or decrypted before.
 
 The order is that of docs/concepts.md and MeshKit's public description: identity, capsule, roster,
-freshness, validity, vault, capability, policy, then the unwrap, then the head.
+freshness, validity, key vault, vault, capability, policy, then the unwrap, then the head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from meshkitfs.core.release import EpochSecret
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
-from meshkitfs.gate._conditions import Conditions
+from meshkitfs.gate._conditions import Conditions, KeyVaultNow
 from meshkitfs.gate._grant import Grant, HeadView, implied, lease_now, make_grant
 from meshkitfs.gate._kept import Kept, is_newest_seen
 from meshkitfs.gate._lists import AccessLists
@@ -80,7 +80,8 @@ class Gate:
     ``encryption`` returns the identity's X-Wing keys, the newest first, or raises
     ``identity_locked``/``identity_not_found``; so does ``signing`` with its signing key, to which capability
     tokens are bound.
-    ``lease_s`` is how long (seconds, 5 minutes at most) a grant is good for without being renewed.
+    ``lease_s`` is how long (seconds, 5 minutes at most) a grant is good for without being renewed;
+    ``key_vault`` says what this home's key vault gives, without which no grant that demands any of it opens.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Gate:
         releases: ReleaseSource | None = None,
         *,
         lease_s: float = evidence.FRESH_S,
+        key_vault: KeyVaultNow | None = None,
     ) -> None:
         self.lease_s = min(lease_s, float(evidence.FRESH_S))
         self._encryption = encryption
@@ -103,7 +105,7 @@ class Gate:
         self._clock = clock
         self._owners = owners
         self.lists = AccessLists(lambda: self._metadata, state, signing)
-        self._conditions = Conditions(policy, self.lists)
+        self._conditions = Conditions(policy, self.lists, key_vault)
         self._kept = Kept(state)
         self.counters = Counters()
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
