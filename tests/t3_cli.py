@@ -150,7 +150,10 @@ def test_no_option_takes_a_secret(option):
     ("arguments", "says"),
     [
         (["sahre"], "'sahre' is not known here: did you mean 'share'?"),
-        (["service", "install"], "'install' is not known here: systemd units are 'meshkitfs autostart install'"),
+        (
+            ["service", "install"],
+            "'install' is not known here: systemd units are 'meshkitfs autostart install'",
+        ),
         (["share", "lst"], "did you mean 'list'?"),
         (["share", "zzzzzz"], "choose from create, list, show, add, revoke"),
         (["share"], "the following arguments are required: COMMAND"),
