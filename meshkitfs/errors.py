@@ -85,6 +85,10 @@ _ROWS: Final = (
     ("policy_denied", "access", _errno.EACCES,
      "The policy provider refused.",
      "Ask the owner of the policy."),
+    ("keyvault_strength_required", "access", _errno.EACCES,
+     "The grant demands more of the key vault than this home's key vault gives.",
+     "'meshkitfs keyvault list' shows what each kind gives, 'meshkitfs keyvault migrate' moves the key; or "
+     "ask the owner for a grant without that demand."),
     ("vault_membership_required", "access", _errno.EACCES,
      "The grant demands membership of a vault, and that membership is not proved.",
      "Ask the owner to add this identity to the vault."),

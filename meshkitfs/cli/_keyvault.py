@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from ..daemon import config, logs
-from ..daemon.config import KEY_VAULTS
+from ..daemon.config import KEY_VAULT_DEMANDS, KEY_VAULTS
 from ..errors import MeshkitError
 from ._context import Context
 from ._output import fields, table
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._parser import _Adder
 
 __all__ = [
+    "demands_option",
     "key_vault_commands",
     "list_key_vaults",
     "migrate",
@@ -48,6 +49,24 @@ def key_vault_commands(add: _Adder) -> None:
     move.add_argument("--to", metavar="KIND", choices=KEY_VAULTS, required=True, help=", ".join(KEY_VAULTS))
     move.add_argument("--weaker", action="store_true", help="also to a kind that protects the key less")
     seal_options(move)
+
+
+def demands_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--require-key-vault``, for what makes a grant."""
+    parser.add_argument(
+        "--require-key-vault",
+        metavar="LIST",
+        type=_demanded,
+        help=f"demand of the recipient's key vault: {', '.join(KEY_VAULT_DEMANDS)} (comma-separated)",
+    )
+
+
+def _demanded(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = next((name for name in names if name not in KEY_VAULT_DEMANDS), None)
+    if unknown is not None:
+        raise argparse.ArgumentTypeError(f"'{unknown}' is not one of {', '.join(KEY_VAULT_DEMANDS)}")
+    return names
 
 
 def seal_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
-from ._keyvault import key_vault_commands, seal_options
+from ._keyvault import demands_option, key_vault_commands, seal_options
 from ._moving import moving_commands
 from ._operator import operator_commands
 from ._policies import policy_commands
@@ -340,6 +340,7 @@ def _share_commands(add: _Adder) -> None:
     grant.add_argument("--policy", metavar="ID", help="demand a yes of this policy at every open")
     grant.add_argument("--vault", metavar="NAME", help="demand membership of this vault (see vault create)")
     grant.add_argument("--capability", metavar="NAME", help="demand a token of it (see capability issue)")
+    demands_option(grant)
     revoke = share.command(
         "revoke",
         _shares.revoke,

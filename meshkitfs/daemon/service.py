@@ -26,7 +26,7 @@ from meshkitfs.daemon.carrying import Carrying
 from meshkitfs.daemon.conditions import Conditions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_doctor import IdentityDoctor
-from meshkitfs.daemon.inviting import Inviting, checked_grace, checked_rights
+from meshkitfs.daemon.inviting import Inviting, checked_demands, checked_grace, checked_rights
 from meshkitfs.daemon.keeping import Keeping
 from meshkitfs.daemon.locking import Lock, explained, secret_from
 from meshkitfs.daemon.opening import open_session
@@ -170,6 +170,7 @@ class Service:
         self, target: str, recipient: str, rights: list[str] | None = None, expires: str | None = None,
         snapshot: bool = False, policy: str | None = None, vault: str | None = None,
         capability: str | None = None, offline_grace: str | None = None,
+        require_key_vault: list[str] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
@@ -177,7 +178,8 @@ class Service:
         vault = self.session.vaults.reference(vault) if vault else ""
         capability = self.session.tokens.reference(capability) if capability else ""
         grace = checked_grace(offline_grace)
-        terms = Terms(names, until, policy or "", vault, capability, pol, grace)
+        demands = checked_demands(require_key_vault)
+        terms = Terms(names, until, policy or "", vault, capability, pol, grace, demands)
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:
@@ -290,7 +292,7 @@ class Service:
                 )
         except MeshkitError as error:
             data["directory"] = error.code
-        data["key_vault"] = (await session.look_at_vault()).as_dict()
+        data["key_vault"] = (await session.watched.look()).as_dict()
         data["recovery"] = session.remembering.report() if session.locked is None else None
         if data["recovery"] is not None and not data["recovery"]["current"]:
             data["problems"].append(

@@ -22,6 +22,7 @@ STEPS = (
     "freshness",
     "validity",
     "rights",
+    "keyvault",
     "vault",
     "capability",
     "policy",

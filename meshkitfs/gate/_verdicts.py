@@ -20,6 +20,7 @@ ENDS: Final = {
     "clock_rollback": True,
     "key_unwrap_failed": True,
     "state_corrupt": True,
+    "keyvault_strength_required": True,
     # A newer roster could not be noted down, and it may be the one that ends this grant.
     "no_space": True,
     "home_busy": True,
