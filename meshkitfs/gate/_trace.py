@@ -39,6 +39,7 @@ _NEEDS_KEYS = {
     "freshness": "needs the signing key to ask the metadata store",
     "validity": "is in the capsule",
     "rights": "are in the capsule",
+    "keyvault": "the capsule says which strength is asked for, if any",
     "vault": "the capsule says whether one is asked for",
     "capability": "the capsule says whether one is asked for; the tokens held are in the sealed state",
     "policy": "the capsule says whether one is asked for",
