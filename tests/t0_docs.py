@@ -246,6 +246,8 @@ def test_internal_links_resolve(name):
         assert path.exists(), target
         if anchor:
             assert anchor in anchors(path.read_text(encoding="utf-8")), target
+    used = set(re.findall(r"\]\[(\w+)\]", text))
+    assert used == set(re.findall(r"^\[(\w+)\]: https://", text, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", NAMES)

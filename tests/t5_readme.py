@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("getfattr") is None, reason="needs getfattr"),
 ]
 
-# What needs a second machine.
-ELSEWHERE = ("share invite", "--invitation")
+# What needs a second machine, or the service manager of a session.
+ELSEWHERE = ("share invite", "--invitation", "autostart")
 # A comment behind a command that says what it answers; the others say why it is there.
 ANSWERS = {"Permission denied": False, "plum cake": True}
 MARK = "@@ line"
