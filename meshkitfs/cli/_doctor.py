@@ -24,8 +24,8 @@ from ..daemon import client, config
 from ..daemon.failures import as_error
 from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
+from ._asking import daemon_info
 from ._context import Context
-from ._mounting import daemon_info
 from ._output import printable, size, table
 from ._wrong import STORE, explained
 
