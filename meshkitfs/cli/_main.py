@@ -12,6 +12,7 @@ from ..daemon.failures import as_error
 from ..daemon.home import Home
 from ..daemon.hygiene import harden
 from ..errors import MeshkitError, exit_code_for
+from . import _completion
 from ._context import Context
 from ._output import Output
 from ._parser import build_parser
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], out: Output) -> int:
     parser = build_parser()
+    if _completion.asked():
+        _completion.offer(parser)
     if not arguments:
         parser.print_help(sys.stderr)
         return _USAGE

@@ -10,6 +10,7 @@ from .. import __version__
 from ._audit import audit_commands
 from ._autostart import autostart_commands
 from ._capabilities import capability_commands
+from ._completion import completion_commands
 from ._grammar import Adder, Parser, shared_options
 from ._init_grammar import setup_commands
 from ._keeping_grammar import keeping_commands
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     support_commands(add)
     audit_commands(add)
     keeping_commands(add)
+    completion_commands(add)
     serve_commands(add)
     operator_commands(add)
     return parser
