@@ -21,9 +21,18 @@ __all__ = ["explain", "status", "sync", "version"]
 _MARKS = {"passed": "ok", "refused": "REFUSED", "not required": "-", "not reached": "?"}
 
 
-def status(context: Context, _args: argparse.Namespace) -> int:
-    """``status``"""
+def status(context: Context, args: argparse.Namespace) -> int:
+    """``status``; with ``--watch`` until it is ended."""
+    if args.watch:
+        from ._watch import watch
+
+        return watch(context, lambda data: _status_lines(context, data))
     data = context.call("status", {})
+    context.out.result(data, _status_lines(context, data))
+    return 0
+
+
+def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
     pending = data.get("pending") or {}
     lines = fields(
         [
@@ -54,8 +63,7 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             f"  {ago(item.get('time'))}  {printable(item.get('path', ''))}: {printable(item.get('code', ''))}"
             for item in errors
         ]
-    context.out.result(data, lines)
-    return 0
+    return lines
 
 
 def sync(context: Context, args: argparse.Namespace) -> int:

@@ -51,7 +51,17 @@ def past_commands(add: Adder) -> None:
 
 
 def look_commands(add: Adder) -> None:
-    add.command("status", _inspect.status, "show the mount, the shares, what is unsent and recent refusals")
+    status = add.command(
+        "status",
+        _inspect.status,
+        "show the mount, the shares, what is unsent and recent refusals",
+        example="meshkitfs status --watch",
+    )
+    status.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on showing it as it changes, until q or Ctrl-C; not on a terminal, print what changes",
+    )
     sync = add.command("sync", _inspect.sync, "publish what is unsent")
     timeout_option(sync, "how long to try")
     explain = add.command(
