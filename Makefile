@@ -16,7 +16,7 @@ TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test mount umount test test-long lint format bench clean \
+.PHONY: help install install-test mount umount test test-long lint format docs bench clean \
 	packages packages-test packages-bench test-servers
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make umount     send what is unsent, and unmount'
 	@echo 'make test       run the whole test suite (make test-long: also what takes minutes)'
 	@echo 'make lint       ruff, mypy --strict and the import contract'
+	@echo 'make docs       write the manual pages and the synopses of docs/cli.md anew'
 	@echo 'make bench      compare with other encrypted filesystems on this machine'
 	@echo 'make install    only install into $(VENV)'
 	@echo 'make clean      remove $(VENV) and caches; identities and data are not touched'
@@ -65,7 +66,7 @@ packages-test: packages
 	@missing=; \
 	$(call need,git,git) $(call need,sqlite3,sqlite3) $(call need,rsync,rsync) $(call need,tar,tar) \
 	if ! command -v vim >/dev/null && ! command -v vim.tiny >/dev/null; then missing="$$missing vim-tiny"; fi; \
-	$(call need,ps,procps) $(call need,flock,util-linux) $(call need,ip,iproute2) \
+	$(call need,groff,groff-base) $(call need,ps,procps) $(call need,flock,util-linux) $(call need,ip,iproute2) \
 	$(call need,dbus-run-session,dbus) $(call need,gnome-keyring-daemon,gnome-keyring) \
 	$(call need,systemctl,systemd) \
 	$(call need,swtpm,swtpm) $(call need,keyctl,keyutils) \
@@ -158,6 +159,10 @@ lint: install-test
 format: install-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The manual pages, and the synopses in docs/cli.md, from the grammar of the command line.
+docs: install
+	$(BIN)/python -m meshkitfs.cli.reference
 
 bench: packages-bench install-test
 	$(BIN)/python benchmarks/compare.py $(BENCH_ARGS)

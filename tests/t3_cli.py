@@ -107,7 +107,7 @@ def test_every_command_of_the_interface_is_there():
         "capability issue", "capability narrow", "capability list", "capability inspect", "capability add",
         "capability remove", "capability revoke",
         "prune", "gc", "verify", "repair", "providers test",
-        "serve", "serve-invite", "autostart install", "autostart uninstall", "autostart status", "mount-helper",
+        "serve", "serve-invite", "completion", "autostart install", "autostart uninstall", "autostart status", "mount-helper",
     }  # fmt: skip
 
 

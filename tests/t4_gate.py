@@ -1197,6 +1197,7 @@ ELSEWHERE = {
     "not_mounted": "t3_cli.py",
     "daemon_unreachable": "t3_control.py",
     "operation_aborted": "t3_cli.py",
+    "output_failed": "t3_output.py",
     "timed_out": "t4_traps.py",
     "internal_error": "a defect by definition",
 }

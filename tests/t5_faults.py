@@ -21,7 +21,7 @@ from devices import Device, World, pattern, scratch
 from homes import Person, fails, in_the_foreground, needs_fuse, tmpfs, wait_until, write_synced
 from trio import sleep as trio_sleep
 
-from meshkitfs.cli._inspect import left_lines
+from meshkitfs.cli._shown import left_lines
 from meshkitfs.daemon import describe
 from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import preflight

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import MeshkitError
 from ._context import Context
+from ._grammar import Adder, number
 from ._output import count, printable, table, utc
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["audit_commands"]
 
@@ -51,8 +49,8 @@ def _place(line: dict[str, Any]) -> str:
     return printable(f"{name}/{line['path']}" if line["path"] else name)
 
 
-def audit_commands(add: _Adder, number: Any) -> None:
-    """Add ``audit``; ``number`` parses a count."""
+def audit_commands(add: Adder) -> None:
+    """Add ``audit``."""
     parser = add.command(
         "audit",
         audit,

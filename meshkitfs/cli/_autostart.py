@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from ..daemon import autostart
 from ..errors import MeshkitError
+from ._asking import daemon_info
 from ._context import Context
-from ._mounting import daemon_info
+from ._grammar import Adder
 from ._output import fields, printable
 
 __all__ = ["autostart_commands"]
@@ -82,7 +83,7 @@ def _help_mounting(context: Context, args: argparse.Namespace) -> int:
     return helper.main()
 
 
-def autostart_commands(add: Any) -> None:
+def autostart_commands(add: Adder) -> None:
     """Add them to the grammar."""
     group = add.group("autostart", "have systemd mount a home, or run the metadata service, from login on")
     install = group.command(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import MeshkitError
 from ._context import Context
+from ._grammar import Adder, rights
 from ._new_file import new_file
 from ._output import ago, clock, duration, fields, printable, table
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["capability_commands"]
 
@@ -170,7 +168,7 @@ def _shown(data: dict[str, Any]) -> list[str]:
     )
 
 
-def capability_commands(add_to: _Adder, rights: Any) -> None:
+def capability_commands(add_to: Adder) -> None:
     """Add these commands; ``rights`` parses a list of rights."""
     group = add_to.group("capability", "tokens that a grant can demand, which can be narrowed and passed on")
     make = group.command(

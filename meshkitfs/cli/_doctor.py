@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,43 +22,33 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..daemon import client, config
 from ..daemon.failures import as_error
+from ..daemon.finding import FAIL, INFO, OK, WARN, Finding
 from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
+from ._asking import daemon_info
 from ._context import Context
-from ._mounting import daemon_info
 from ._output import printable, size, table
 from ._wrong import STORE, explained
 
 if TYPE_CHECKING:
     from ..providers import ProviderSpec
 
-__all__ = ["Check", "doctor", "examine_all", "shown"]
+__all__ = ["doctor", "examine_all", "shown"]
 
-OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _MINIMUM = (3, 11)
 _ENDPOINT_S = 20.0
 _LOW_SPACE = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding: ``status`` is ok, info, warn (works, but) or fail (something will not work)."""
-
-    name: str
-    status: str
-    detail: str
-    remedy: str = ""
-
-
 def doctor(context: Context, args: argparse.Namespace) -> int:
     """``doctor``: exit 0 when nothing failed, else 1."""
-    checks: list[Check] = []
+    checks: list[Finding] = []
     if args.reset_clock:
         context.call("clock.reset", {})
-        checks.append(Check("clock", OK, "what this device remembered of time is forgotten"))
+        checks.append(Finding("clock", OK, "what this device remembered of time is forgotten"))
     if args.trust_service:
         key = context.call("metadata.trust_key", {})["key"]
-        checks.append(Check("service key", OK, f"this home takes {key[:16]} for the service's from now on"))
+        checks.append(Finding("service key", OK, f"this home takes {key[:16]} for the service's from now on"))
     checks += examine_all(context)
     good = all(check.status != FAIL for check in checks)
     context.out.result(
@@ -67,7 +57,7 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def shown(checks: list[Check]) -> list[str]:
+def shown(checks: list[Finding]) -> list[str]:
     """Return the findings as lines for a person."""
     rows = [(_MARKS.get(check.status, check.status), check.name, check.detail) for check in checks]
     lines = table(("", "check", "finding"), rows)
@@ -78,9 +68,9 @@ def shown(checks: list[Check]) -> list[str]:
     return lines
 
 
-def examine_all(context: Context) -> list[Check]:
+def examine_all(context: Context) -> list[Finding]:
     """Make every check. Never raises."""
-    checks: list[Check] = []
+    checks: list[Finding] = []
     for examine in (_python, _kernel, _fuse, _key_vaults, _home, _stores, _daemon, _mountpoint):
         checks += _guarded(examine, context)
     return checks
@@ -89,27 +79,27 @@ def examine_all(context: Context) -> list[Check]:
 _MARKS = {OK: "ok", INFO: "info", WARN: "WARN", FAIL: "FAIL"}
 
 
-def _guarded(examine: Callable[[Context], Iterator[Check]], context: Context) -> Iterator[Check]:
+def _guarded(examine: Callable[[Context], Iterator[Finding]], context: Context) -> Iterator[Finding]:
     name = examine.__name__.removeprefix("_").replace("_", " ")
     try:
         yield from examine(context)
     except MeshkitError as error:
-        yield Check(name, FAIL, error.detail or error.reason.sentence, error.remedy)
+        yield Finding(name, FAIL, error.detail or error.reason.sentence, error.remedy)
     except Exception as error:
         failure = as_error(error)
-        yield Check(name, FAIL, failure.detail, failure.remedy)
+        yield Finding(name, FAIL, failure.detail, failure.remedy)
 
 
-def _python(_context: Context) -> Iterator[Check]:
+def _python(_context: Context) -> Iterator[Finding]:
     enough = sys.version_info >= _MINIMUM
-    yield Check(
+    yield Finding(
         "python",
         OK if enough else FAIL,
         f"{platform.python_version()} ({sys.executable})",
         "" if enough else "Python 3.11 or newer is needed.",
     )
     bound = importlib.util.find_spec("pyfuse3") is not None
-    yield Check(
+    yield Finding(
         "pyfuse3",
         OK if bound else FAIL,
         "installed" if bound else "not installed",
@@ -117,28 +107,29 @@ def _python(_context: Context) -> Iterator[Check]:
     )
 
 
-def _kernel(_context: Context) -> Iterator[Check]:
+def _kernel(_context: Context) -> Iterator[Finding]:
     linux = sys.platform == "linux"
-    yield Check("kernel", OK if linux else FAIL, f"{platform.system()} {platform.release()}")
+    remedy = "" if linux else "Mounting needs Linux."
+    yield Finding("kernel", OK if linux else FAIL, f"{platform.system()} {platform.release()}", remedy)
 
 
-def _fuse(_context: Context) -> Iterator[Check]:
+def _fuse(_context: Context) -> Iterator[Finding]:
     try:
         preflight.check_system()
-        yield Check("/dev/fuse", OK, "can be opened")
+        yield Finding("/dev/fuse", OK, "can be opened")
     except MeshkitError as error:
-        yield Check("/dev/fuse", FAIL, error.detail, error.remedy)
+        yield Finding("/dev/fuse", FAIL, error.detail, error.remedy)
     helper = shutil.which("fusermount3")
     if helper is not None:
-        yield Check("fusermount3", OK, helper)
+        yield Finding("fusermount3", OK, helper)
     else:
         # Root mounts without it; everybody else cannot.
         status = WARN if os.geteuid() == 0 else FAIL
         remedy = "Install it: 'sudo apt-get install fuse3'."
-        yield Check("fusermount3", status, "not on the PATH", remedy)
+        yield Finding("fusermount3", status, "not on the PATH", remedy)
 
 
-def _key_vaults(context: Context) -> Iterator[Check]:
+def _key_vaults(context: Context) -> Iterator[Finding]:
     from .. import keyvault
 
     used = keyvault.existing(context.home.root)
@@ -146,21 +137,21 @@ def _key_vaults(context: Context) -> Iterator[Check]:
         name = f"key vault {report.kind}"
         if report.kind == used:
             remedy = "" if report.available else "Start or unlock it; see 'meshkitfs identity show'."
-            yield Check(
+            yield Finding(
                 name, OK if report.available else FAIL, f"{report.detail} (used by this home)", remedy
             )
         elif used is None:
-            yield Check(name, INFO, "can be used" if report.available else report.detail)
+            yield Finding(name, INFO, "can be used" if report.available else report.detail)
 
 
-def _home(context: Context) -> Iterator[Check]:
+def _home(context: Context) -> Iterator[Finding]:
     home = context.home
     if not home.root.exists():
-        yield Check("home", INFO, f"{home.root} does not exist yet", "Run 'meshkitfs init'.")
+        yield Finding("home", INFO, f"{home.root} does not exist yet", "Run 'meshkitfs init'.")
         return
     info = home.root.stat()
     private = info.st_uid == os.geteuid() and not info.st_mode & 0o022
-    yield Check(
+    yield Finding(
         "home",
         OK if private else FAIL,
         f"{home.root} (mode {stat.S_IMODE(info.st_mode):04o}, owner uid {info.st_uid})",
@@ -170,16 +161,16 @@ def _home(context: Context) -> Iterator[Check]:
         mode = home.identity_file.stat().st_mode
         tight = not mode & 0o077
         remedy = "" if tight else f"Others can read it: 'chmod 600 {home.identity_file}'."
-        yield Check("identity", OK if tight else WARN, str(home.identity_file), remedy)
+        yield Finding("identity", OK if tight else WARN, str(home.identity_file), remedy)
     else:
-        yield Check("identity", INFO, "none yet", "Run 'meshkitfs init'.")
+        yield Finding("identity", INFO, "none yet", "Run 'meshkitfs init'.")
     if home.config_path.exists():
         config.load(home.config_path)  # what is wrong in it is this check's finding
-        yield Check("configuration", OK, str(home.config_path))
+        yield Finding("configuration", OK, str(home.config_path))
     yield _space("home space", home.root)
 
 
-def _stores(context: Context) -> Iterator[Check]:
+def _stores(context: Context) -> Iterator[Finding]:
     try:
         settings = config.load(context.home.config_path)
     except MeshkitError:
@@ -189,23 +180,23 @@ def _stores(context: Context) -> Iterator[Check]:
         from ._doctor_policy import examine as examine_policy
 
         for status, detail, remedy in examine_policy(settings.policy):
-            yield Check("policy provider", status, detail, remedy)
+            yield Finding("policy provider", status, detail, remedy)
     path = settings.metadata.path
     if path is None:
         from ._doctor_service import examine  # its libraries take longer to load than most commands run
 
         for status, detail, remedy in examine(settings.metadata):
-            yield Check("metadata service", status, detail, remedy)
+            yield Finding("metadata service", status, detail, remedy)
         return
     yield _reachable("metadata store", path, path.is_file(), os.R_OK | os.W_OK)
     if path.is_file() and not os.access(path.parent, os.W_OK):
         # SQLite makes its journal beside the file.
-        yield Check(
+        yield Finding(
             "metadata directory", FAIL, f"{path.parent} is not writable", "Its group needs write access."
         )
 
 
-def _byte_store(spec: ProviderSpec) -> Iterator[Check]:
+def _byte_store(spec: ProviderSpec) -> Iterator[Finding]:
     from ..daemon.client import run_async
     from ..providers import LocalOptions, examine
 
@@ -218,41 +209,49 @@ def _byte_store(spec: ProviderSpec) -> Iterator[Check]:
     found = run_async(partial(examine, spec, write=False, deadline_s=_ENDPOINT_S))
     error = next((step.error for step in found.steps if step.error is not None), None)
     if error is None:
-        yield Check("byte store", OK, f"{found.name} answers in {found.steps[-1].ms:.0f} ms")
+        yield Finding("byte store", OK, f"{found.name} answers in {found.steps[-1].ms:.0f} ms")
     else:
         sentence, remedy = explained(error, STORE) or ("", error.remedy)
         detail = error.detail or error.reason.sentence
         told = f"{sentence} ({detail})" if sentence else detail
         remedy += " 'meshkitfs providers test' tries every step."
-        yield Check("byte store", FAIL, f"{found.name}: {told}", remedy)
+        yield Finding("byte store", FAIL, f"{found.name}: {told}", remedy)
 
 
-def _daemon(context: Context) -> Iterator[Check]:
+def _daemon(context: Context) -> Iterator[Finding]:
     home = context.home
     info = daemon_info(home)
     if info is None:
         holder = home.holder()
         if holder is None:
-            yield Check("daemon", INFO, "not running")
+            yield Finding("daemon", INFO, "not running")
         else:
-            yield Check("daemon", WARN, f"process {holder} holds the home and has no control socket")
+            yield Finding(
+                "daemon",
+                WARN,
+                f"process {holder} holds the home and has no control socket",
+                f"It is a command at work, or a daemon that starts or ends; if it stays, look at it ('ps -p "
+                f"{holder} -f') and at {home.log_file}.",
+            )
         return
-    yield Check("daemon", OK, f"process {info.get('pid')}, log {home.log_file}")
+    yield Finding("daemon", OK, f"process {info.get('pid')}, log {home.log_file}")
     status = client.ask_daemon(home, "status", {}) or {}
     for share in status.get("shares") or []:
         if share.get("reason"):
             why = TABLE.get(share["reason"], TABLE["internal_error"])
-            yield Check(f"share {share.get('name')}", WARN, f"{share['reason']}: {why.sentence}", why.remedy)
+            yield Finding(
+                f"share {share.get('name')}", WARN, f"{share['reason']}: {why.sentence}", why.remedy
+            )
     problem = (status.get("metadata") or {}).get("problem")
     if problem:
         why = TABLE.get(problem, TABLE["internal_error"])
-        yield Check("change feed", FAIL, f"{problem}: {why.sentence}", why.remedy)
+        yield Finding("change feed", FAIL, f"{problem}: {why.sentence}", why.remedy)
     left = status.get("left") or []
     detail = f"{len(left)} shares have unpublished changes" if left else "everything is published"
-    yield Check("unsent", INFO if left else OK, detail)
+    yield Finding("unsent", INFO if left else OK, detail)
 
 
-def _mountpoint(context: Context) -> Iterator[Check]:
+def _mountpoint(context: Context) -> Iterator[Finding]:
     try:
         point = config.load(context.home.config_path).mount.point
     except MeshkitError:
@@ -260,28 +259,30 @@ def _mountpoint(context: Context) -> Iterator[Check]:
     mount = preflight.find(preflight.resolve(point))
     if mount is None:
         there = os.path.lexists(point)
-        yield Check("mount point", INFO, f"{point}: {'not mounted' if there else 'does not exist yet'}")
+        yield Finding("mount point", INFO, f"{point}: {'not mounted' if there else 'does not exist yet'}")
     elif mount.fstype != preflight.FSTYPE:
-        yield Check("mount point", WARN, f"{point} is a mount of type {mount.fstype}", "Choose another.")
+        yield Finding("mount point", WARN, f"{point} is a mount of type {mount.fstype}", "Choose another.")
     elif preflight.is_stale(point):
-        yield Check("mount point", FAIL, f"{point} is the mount of a dead daemon", "Run 'meshkitfs umount'.")
+        yield Finding(
+            "mount point", FAIL, f"{point} is the mount of a dead daemon", "Run 'meshkitfs umount'."
+        )
     else:
-        yield Check("mount point", OK, f"{point} is mounted")
+        yield Finding("mount point", OK, f"{point} is mounted")
     for other in preflight.mounts():
         if other.path != preflight.resolve(point) and preflight.is_stale(other.path):
             remedy = f"Run 'meshkitfs umount {other.path}'."
-            yield Check("stale mount", WARN, f"{other.path} is the mount of a dead daemon", remedy)
+            yield Finding("stale mount", WARN, f"{other.path} is the mount of a dead daemon", remedy)
 
 
-def _reachable(name: str, path: Path, there: bool, need: int) -> Check:
+def _reachable(name: str, path: Path, there: bool, need: int) -> Finding:
     if not there:
-        return Check(name, FAIL, f"{path} is not there", "Bring it back, or correct the configuration.")
+        return Finding(name, FAIL, f"{path} is not there", "Bring it back, or correct the configuration.")
     if not os.access(path, need):
-        return Check(name, FAIL, f"{path}: permission denied", "Ask its owner for read and write access.")
-    return Check(name, OK, str(path))
+        return Finding(name, FAIL, f"{path}: permission denied", "Ask its owner for read and write access.")
+    return Finding(name, OK, str(path))
 
 
-def _space(name: str, path: Path) -> Check:
+def _space(name: str, path: Path) -> Finding:
     free = shutil.disk_usage(path).free
     low = free < _LOW_SPACE
-    return Check(name, WARN if low else OK, f"{size(free)} free", "Free some space." if low else "")
+    return Finding(name, WARN if low else OK, f"{size(free)} free", "Free some space." if low else "")

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from ..errors import MeshkitError, exit_code_for
+from ._asking import mount_points
 from ._context import Context
-from ._mounting import mount_points
 from ._output import count, distance, printable, size, table, utc
 from ._targets import past_path
 

@@ -9,21 +9,30 @@ from typing import Any
 
 from .. import __version__
 from ..errors import TABLE, MeshkitError, exit_code_for
+from ._asking import mount_points
 from ._context import Context
-from ._mounting import mount_points
 from ._output import ago, fields, printable, size, table
 from ._providers import source_lines
-from ._shares import SHARE_HEADINGS, share_rows
+from ._shown import SHARE_HEADINGS, amount, left_lines, share_rows
 from ._targets import share_path
 
-__all__ = ["explain", "left_lines", "status", "sync", "version"]
+__all__ = ["explain", "status", "sync", "version"]
 
 _MARKS = {"passed": "ok", "refused": "REFUSED", "not required": "-", "not reached": "?"}
 
 
-def status(context: Context, _args: argparse.Namespace) -> int:
-    """``status``"""
+def status(context: Context, args: argparse.Namespace) -> int:
+    """``status``; with ``--watch`` until it is ended."""
+    if args.watch:
+        from ._watch import watch
+
+        return watch(context, lambda data: _status_lines(context, data))
     data = context.call("status", {})
+    context.out.result(data, _status_lines(context, data))
+    return 0
+
+
+def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
     pending = data.get("pending") or {}
     lines = fields(
         [
@@ -54,8 +63,7 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             f"  {ago(item.get('time'))}  {printable(item.get('path', ''))}: {printable(item.get('code', ''))}"
             for item in errors
         ]
-    context.out.result(data, lines)
-    return 0
+    return lines
 
 
 def sync(context: Context, args: argparse.Namespace) -> int:
@@ -112,32 +120,6 @@ def version(context: Context, _args: argparse.Namespace) -> int:
     return 0
 
 
-def left_lines(left: list[dict[str, Any]]) -> list[str]:
-    """Say what is not published yet: one line for each share, with the reason."""
-    lines = []
-    for unsaved, title in (
-        (False, "Not published yet (safe on this device, sent when it can be):"),
-        (
-            True,
-            "Not published yet, and some of it in memory only (lost if the mount ends before it is saved):",
-        ),
-    ):
-        items = [item for item in left if bool(item.get("unsaved")) is unsaved]
-        if items:
-            lines.append(title)
-        for item in items:
-            reason = ": ".join(str(item[name]) for name in ("reason", "detail") if item.get(name))
-            reason = f": {reason}" if reason else ""
-            since = f", since {ago(item['since'])}" if item.get("since") else ""
-            state = f"{item['state']}, " if item.get("state") else ""
-            # What is in memory only may not be counted.
-            amount = _amount(item, "changes" if unsaved else "nothing")
-            arrived = f" ({size(item['arrived_bytes'])} of it arrived)" if item.get("arrived_bytes") else ""
-            name = printable(item.get("share", "?"))
-            lines.append(f"  {name}  {state}{amount}{arrived}{since}{printable(reason)}")
-    return lines
-
-
 def _locked(data: Mapping[str, Any]) -> int:
     return int((data.get("locked") or {}).get("since") or 0)
 
@@ -147,17 +129,10 @@ def _since(data: Mapping[str, Any]) -> list[int]:
 
 
 def _unsent(pending: Mapping[str, Any]) -> str:
-    sealed, memory = _amount(pending), pending.get("memory")
+    sealed, memory = amount(pending), pending.get("memory")
     if not memory:
         return sealed
     return f"{size(memory)} in memory" if sealed == "nothing" else f"{sealed}; {size(memory)} in memory"
-
-
-def _amount(item: Mapping[str, Any], nothing: str = "nothing") -> str:
-    parts = [f"{item[name]} {name}" for name in ("commits", "blocks") if item.get(name)]
-    if item.get("bytes"):
-        parts.append(size(item["bytes"]))
-    return ", ".join(parts) or nothing
 
 
 def _evidence(step: Mapping[str, Any]) -> str:

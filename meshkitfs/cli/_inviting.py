@@ -7,18 +7,16 @@ import os
 import stat
 import sys
 import termios
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import MeshkitError
+from ._asking import mount_points
 from ._context import Context
+from ._grammar import Adder, rights
 from ._keyvault import demands_option
-from ._mounting import mount_points
 from ._new_file import new_file
 from ._output import ago, clock, duration, fields, printable, table
 from ._targets import share_path
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["claim", "claim_it", "claimed", "invite_commands", "read_ticket"]
 
@@ -186,7 +184,7 @@ def _pasted() -> str:
     return pasted.decode("utf-8", "replace").strip("\x04 \r\n")
 
 
-def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
+def invite_commands(add: Adder, share: Adder) -> None:
     """Add these commands; ``rights`` parses a list of rights."""
     make = share.command(
         "invite",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TABLE, MeshkitError, exit_code_for
+from ._asking import mount_points
 from ._context import Context
-from ._mounting import mount_points
 from ._output import printable, size, table, utc
 from ._progress import ProgressLine
 from ._targets import share_path

@@ -1,14 +1,12 @@
-"""The grammar of the commands that keep a store small and whole; see `_parser`."""
+"""The grammar of the commands that keep a store small and whole; see `_grammar`."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from . import _keeping
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
+from ._grammar import Adder
 
 __all__ = ["keeping_commands"]
 
@@ -18,7 +16,7 @@ _UNITS: Final = {
 }  # fmt: skip
 
 
-def keeping_commands(add: _Adder) -> None:
+def keeping_commands(add: Adder) -> None:
     """Add ``prune``, ``gc``, ``verify`` and ``repair``."""
     prune = add.command(
         "prune",

@@ -9,11 +9,11 @@ from ..daemon import config, logs
 from ..daemon.config import KEY_VAULT_DEMANDS, KEY_VAULTS
 from ..errors import MeshkitError
 from ._context import Context
+from ._grammar import Adder
 from ._output import fields, table
 
 if TYPE_CHECKING:
     from .. import keyvault
-    from ._parser import _Adder
 
 __all__ = [
     "demands_option",
@@ -31,7 +31,7 @@ _HOLD_SECONDS: Final = 20.0
 _FACTS: Final = ("available", "persistent", "exportable", "hardware_backed", "user_presence", "locked")
 
 
-def key_vault_commands(add: _Adder) -> None:
+def key_vault_commands(add: Adder) -> None:
     """Add ``keyvault``."""
     group = add.group("keyvault", "what keeps the private keys, and moving them to something else")
     group.command("show", show, "show what keeps the keys of this home, and what that really gives")

@@ -9,8 +9,8 @@ from ..core.secret_memory import wipe
 from ..daemon import client, config
 from ..errors import MeshkitError
 from ._context import Context
-from ._inspect import left_lines
 from ._keyvault import open_key_vault
+from ._shown import left_lines
 
 __all__ = ["lock", "unlock"]
 

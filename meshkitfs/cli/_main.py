@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -12,6 +14,7 @@ from ..daemon.failures import as_error
 from ..daemon.home import Home
 from ..daemon.hygiene import harden
 from ..errors import MeshkitError, exit_code_for
+from . import _completion
 from ._context import Context
 from ._output import Output
 from ._parser import build_parser
@@ -33,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Output(json_mode="--json" in arguments)
     try:
         return _run(arguments, out)
-    except SystemExit as leave:  # argparse ends --help and --version this way
-        return leave.code if isinstance(leave.code, int) else 0
     except MeshkitError as error:
+        if error.code == "output_failed":
+            _give_up_stdout()
         out.failure(error)
         return exit_code_for(error)
     except KeyboardInterrupt:
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`meshkitfs ... | head`); Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return _BROKEN_PIPE
     except Exception as error:
         logging.getLogger(__name__).exception("command failed")
@@ -55,10 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], out: Output) -> int:
     parser = build_parser()
+    if _completion.asked():
+        _completion.offer(parser)
     if not arguments:
         parser.print_help(sys.stderr)
         return _USAGE
-    args = parser.parse_args(arguments)
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as leave:  # argparse ends --help and --version this way
+        out.flush()
+        return leave.code if isinstance(leave.code, int) else 0
     harden()
     context = Context(
         home=Home.locate(getattr(args, "home", None), getattr(args, "config", None)),
@@ -66,5 +75,11 @@ def _run(arguments: list[str], out: Output) -> int:
         passphrase=PassphraseSource(getattr(args, "passphrase_fd", None)),
     )
     code: int = args.handler(context, args)
-    sys.stdout.flush()
+    out.flush()
     return code
+
+
+def _give_up_stdout() -> None:
+    """Send what cannot be written nowhere: Python tries again at exit, and would complain."""
+    with contextlib.suppress(io.UnsupportedOperation):  # whoever calls this as a function has its own stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,27 +18,17 @@ from ..daemon.home import Home
 from ..daemon.notify import Notifier
 from ..errors import MeshkitError, exit_code_for
 from ..fuse import handover, preflight
+from ._asking import daemon_info
 from ._context import Context
 from ._keyvault import open_key_vault
 from ._output import printable
 from ._progress import ProgressLine
+from ._shown import left_lines
 
-__all__ = ["mount", "mount_points", "umount"]
+__all__ = ["mount", "umount"]
 
-_INFO_SECONDS = 10.0
 _HOLD_SECONDS = 20.0
 _RELEASE_SECONDS = 30.0
-
-
-def daemon_info(home: Home) -> dict[str, Any] | None:
-    """Return what the daemon of this home says of itself, or None when there is no daemon."""
-    return client.ask_daemon(home, "daemon.info", {}, silence=_INFO_SECONDS)
-
-
-def mount_points(home: Home) -> list[Path]:
-    """Return where this home is mounted now."""
-    info = daemon_info(home)
-    return [Path(info["mountpoint"])] if info and info.get("mountpoint") else []
 
 
 def mount(context: Context, args: argparse.Namespace) -> int:
@@ -266,8 +256,6 @@ def _wait_gone(place: str, force: bool) -> None:
 
 
 def _report(context: Context, place: str, data: dict[str, Any]) -> int:
-    from ._inspect import left_lines
-
     left = data.get("left") or []
     lines = [f"Unmounted {printable(place)}." + ("" if left or not data else " Everything is published.")]
     if left:

@@ -14,6 +14,7 @@ from ..core.secret_memory import SecretBytes
 from ..daemon import client, logs
 from ..errors import MeshkitError
 from ._context import Context
+from ._grammar import Adder
 from ._init import agreed_stores
 from ._keyvault import seal_of, warn_of
 from ._new_file import new_file
@@ -23,7 +24,6 @@ from ._words import WORDS, WordsPlace, ask_words, words_of
 if TYPE_CHECKING:
     from .. import keyvault
     from ..daemon.carrying import Carried
-    from ._parser import _Adder
 
 __all__ = ["moving_commands"]
 
@@ -177,7 +177,7 @@ def _taken(
 
 
 def moving_commands(
-    identity: _Adder,
+    identity: Adder,
     stores: Callable[[argparse.ArgumentParser], None],
     descriptor: Callable[[str], int],
 ) -> None:

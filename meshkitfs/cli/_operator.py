@@ -6,16 +6,14 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.durations import parse_since
 from ..errors import MeshkitError
 from ._context import Context
+from ._grammar import Adder, number
 from ._output import clock, count, fields, printable, size, table
 from ._serve import database_options, run, server_room, settings_of
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["operator_commands"]
 
@@ -187,8 +185,8 @@ def _share_id(text: str) -> bytes:
     return share
 
 
-def operator_commands(add: _Adder, number: Any) -> None:
-    """Add the group ``service``; ``number`` parses a count."""
+def operator_commands(add: Adder) -> None:
+    """Add the group ``service``."""
     group = add.group("service", "look after a service that you run")
     members_ = group.command("members", members, "list the members, and what they use")
     database_options(members_)

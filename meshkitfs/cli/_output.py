@@ -6,11 +6,13 @@ name must not be able to move the cursor, recolour a warning or reverse the writ
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import MeshkitError
@@ -27,6 +29,7 @@ __all__ = [
     "size",
     "table",
     "utc",
+    "written",
 ]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -45,11 +48,17 @@ class Output:
 
     def result(self, data: Mapping[str, Any], lines: Iterable[str]) -> None:
         """Print the result of a command: ``data`` as JSON, or ``lines`` for a person."""
-        if self.json_mode:
-            print(json.dumps(data, separators=(",", ":")))
-        else:
-            for line in lines:
-                print(_encodable(line))
+        with written():
+            if self.json_mode:
+                print(json.dumps(data, separators=(",", ":")))
+            else:
+                for line in lines:
+                    print(_encodable(line))
+
+    def flush(self) -> None:
+        """Write out what was printed. Raises ``output_failed``, such as for a full disk."""
+        with written():
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Say something beside the result; silent for programs."""
@@ -68,6 +77,17 @@ class Output:
         lines = [f"meshkitfs: error: {printable(headline)}"]
         lines += [f"  {printable(line)}" for line in (*details, error.remedy) if line]
         print(_encodable("\n".join(lines)), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """Around what writes to stdout. Raises ``output_failed``, such as for a full disk."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read it has seen enough
+    except OSError as error:
+        raise MeshkitError("output_failed", os.strerror(error.errno or 0)) from error
 
 
 def printable(value: object) -> str:

@@ -50,10 +50,11 @@ def identity_show(context: Context, args: argparse.Namespace) -> int:
 
 def identity_doctor(context: Context, args: argparse.Namespace) -> int:
     """``identity doctor``: exit 0 when nothing failed, else 1."""
-    from ._doctor import Check, shown
+    from ..daemon.finding import Finding
+    from ._doctor import shown
 
     data = context.call("identity.doctor", {})
-    context.out.result(data, shown([Check(**check) for check in data["checks"]]))
+    context.out.result(data, shown([Finding(**check) for check in data["checks"]]))
     return 0 if data["ok"] else 1
 
 

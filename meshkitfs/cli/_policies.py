@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import MeshkitError, exit_code_for
 from ._context import Context
+from ._grammar import Adder
 from ._output import clock, count, duration, fields, printable, table, utc
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["policy_commands"]
 
@@ -122,7 +120,7 @@ def _rules(data: Mapping[str, Any]) -> str:
     return count(len(data["rules"]), "rule", "rules")
 
 
-def policy_commands(add: _Adder) -> None:
+def policy_commands(add: Adder) -> None:
     """Add these commands."""
     policy = add.group("policy", "rules that decide at every open whether a grant may be used")
     make = policy.command(

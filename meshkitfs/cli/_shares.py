@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MeshkitError, exit_code_for
+from ._asking import mount_points
 from ._context import Context
-from ._mounting import mount_points
 from ._output import ago, clock, count, duration, fields, printable, size, table
+from ._shown import SHARE_HEADINGS, rights_of, share_rows
 from ._targets import share_path
 
 __all__ = [
@@ -22,26 +23,8 @@ __all__ = [
     "list_shares",
     "reencrypt",
     "revoke",
-    "share_rows",
     "show",
 ]
-
-SHARE_HEADINGS = ("name", "owner", "rights", "expires", "version", "state")
-
-
-def share_rows(shares: list[dict[str, Any]]) -> list[list[object]]:
-    """Return the table cells of shares, in the order of `SHARE_HEADINGS`."""
-    return [
-        [
-            share.get("name"),
-            "you" if share.get("mine") else share.get("owner"),
-            _rights(share),
-            None if share.get("mine") else clock(share.get("expires") or None),
-            share.get("version"),
-            share.get("reason") or share.get("state"),
-        ]
-        for share in shares
-    ]
 
 
 def create(context: Context, args: argparse.Namespace) -> int:
@@ -79,7 +62,7 @@ def show(context: Context, args: argparse.Namespace) -> int:
             ("name", data.get("name")),
             ("id", data.get("id")),
             ("owner", "you" if data.get("mine") else data.get("owner")),
-            ("rights", _rights(data)),
+            ("rights", rights_of(data)),
             ("expires", None if data.get("mine") else ago(data.get("expires") or None)),
             ("version", data.get("version")),
             ("head", data.get("head")),
@@ -97,7 +80,7 @@ def show(context: Context, args: argparse.Namespace) -> int:
             [
                 item.get("handle") or item.get("fingerprint"),
                 item.get("path") or "/",
-                _rights(item),
+                rights_of(item),
                 clock(item.get("expires") or None),
                 _conditions(item),
             ]
@@ -129,7 +112,7 @@ def add(context: Context, args: argparse.Namespace) -> int:
         },
     )
     what = "exactly this version" if data.get("grant") == "snapshot" or args.snapshot else "from now on"
-    lines = [f"{printable(args.recipient)} may {_rights(data) or 'read'} {printable(target)}, {what}."]
+    lines = [f"{printable(args.recipient)} may {rights_of(data) or 'read'} {printable(target)}, {what}."]
     lines += fields(
         [
             ("expires", ago(data.get("expires") or None) or "never"),
@@ -234,7 +217,7 @@ def inbox(context: Context, _args: argparse.Namespace) -> int:
             f"{letter.get('from') or '?'}{'' if letter.get('trust') == 'verified' else ' (unverified)'}",
             letter.get("name"),
             letter.get("kind"),
-            _rights(letter),
+            rights_of(letter),
             clock(letter.get("expires") or None),
             "yes" if letter.get("accepted") else "no",
         ]
@@ -265,10 +248,6 @@ def decline(context: Context, args: argparse.Namespace) -> int:
         lines.append("It was accepted before, and stays in your mount.")
     context.out.result(data, lines)
     return 0
-
-
-def _rights(item: Mapping[str, Any]) -> str:
-    return ", ".join(str(right) for right in item.get("rights") or ())
 
 
 def _enforcement(share: Mapping[str, Any]) -> str | None:

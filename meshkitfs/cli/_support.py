@@ -10,17 +10,15 @@ import sys
 import time
 import zipfile
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..daemon import client, support
 from ..errors import MeshkitError
 from ._context import Context
 from ._doctor import examine_all
+from ._grammar import Adder
 from ._new_file import new_file
 from ._output import printable, size, table
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["support_bundle", "support_commands"]
 
@@ -93,7 +91,7 @@ def _write(target: str, files: dict[str, bytes]) -> None:
         file.write(packed.getvalue())
 
 
-def support_commands(add: _Adder) -> None:
+def support_commands(add: Adder) -> None:
     """Add the command to the grammar."""
     bundle = add.command(
         "support-bundle",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._context import Context
+from ._grammar import Adder
 from ._output import clock, count, duration, fields, printable, table
-
-if TYPE_CHECKING:
-    from ._parser import _Adder
 
 __all__ = ["vault_commands"]
 
@@ -89,7 +87,7 @@ def _shown(data: dict[str, Any]) -> list[str]:
     )
 
 
-def vault_commands(add_to: _Adder) -> None:
+def vault_commands(add_to: Adder) -> None:
     """Add these commands."""
     vault = add_to.group("vault", "sets of people that a grant can demand membership of")
     make = vault.command(

@@ -6,7 +6,6 @@ The units lie in the repository's systemd/ and, when installed, in the package's
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -178,11 +177,13 @@ def _shipped(name: str) -> Path:
     tree = Path(__file__).resolve().parents[2] / "systemd" / name
     if tree.exists():
         return tree
+    from importlib import metadata  # other commands do without it
+
     try:
-        for file in importlib.metadata.files("meshkitfs") or ():
+        for file in metadata.files("meshkitfs") or ():
             if file.parts[-3:] == ("meshkitfs", "systemd", name):
                 return Path(str(file.locate()))
-    except importlib.metadata.PackageNotFoundError:
+    except metadata.PackageNotFoundError:
         pass
     raise MeshkitError("not_supported", f"the unit {name} is not part of this installation")
 

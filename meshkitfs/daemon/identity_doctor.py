@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 from meshkitfs import keyvault
 from meshkitfs.core.identity_record import verify_chain
+from meshkitfs.daemon.finding import FAIL, INFO, OK, WARN, Finding
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import LIFETIME, standing
@@ -19,18 +20,6 @@ __all__ = ["IdentityDoctor"]
 _DAY: Final = 86400
 # How old a recovery file may be until somebody should look whether it is still where it was put (s).
 RECOVERY_OLD_S: Final = 365 * _DAY
-
-_OK, _INFO, _WARN, _FAIL = "ok", "info", "warn", "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One finding, as `cli.Check`: ``status`` is ok, info, warn (works, but) or fail (something will not)."""
-
-    name: str
-    status: str
-    detail: str
-    remedy: str = ""
 
 
 class IdentityDoctor:
@@ -48,7 +37,7 @@ class IdentityDoctor:
         found += [await self._directory(), await self._recovery()]
         return {
             "handle": self._session.identity.handle,
-            "ok": all(finding.status != _FAIL for finding in found),
+            "ok": all(finding.status != FAIL for finding in found),
             "checks": [asdict(finding) for finding in found],
         }
 
@@ -57,38 +46,38 @@ class IdentityDoctor:
         try:
             record = verify_chain(me.chain)
         except MeshkitError as error:
-            yield Finding("chain", _FAIL, f"{error.code}: {error.detail}", error.remedy)
+            yield Finding("chain", FAIL, f"{error.code}: {error.detail}", error.remedy)
             return
         if (record.sig, record.enc) != (me.signing.public, me.encryption.public):
-            yield Finding("chain", _FAIL, "its newest record is of other keys", "Restore the home.")
+            yield Finding("chain", FAIL, "its newest record is of other keys", "Restore the home.")
         else:
-            yield Finding("chain", _OK, f"{len(me.chain)} records, each signed by the key before")
+            yield Finding("chain", OK, f"{len(me.chain)} records, each signed by the key before")
         renew = "Run 'meshkitfs identity rotate --replace none'."
         left = (record.exp - now) // _DAY
         if now < record.nbf:
-            yield Finding("record", _FAIL, "it is not valid yet", "Is the clock of this device right?")
+            yield Finding("record", FAIL, "it is not valid yet", "Is the clock of this device right?")
         elif now >= record.exp:
-            yield Finding("record", _FAIL, f"it ran out {-left} days ago", renew)
+            yield Finding("record", FAIL, f"it ran out {-left} days ago", renew)
         elif record.exp - now < LIFETIME // 4:
-            yield Finding("record", _WARN, f"it runs out in {left} days", renew)
+            yield Finding("record", WARN, f"it runs out in {left} days", renew)
         else:
-            yield Finding("record", _OK, f"valid for {left} days more")
+            yield Finding("record", OK, f"valid for {left} days more")
 
     def _rotation(self) -> Finding:
         me = self._session.identity
         finish = "Run 'meshkitfs identity rotate'."
         if me.pending is not None:
-            return Finding("rotation", _FAIL, "new keys were made, and are not taken into use yet", finish)
+            return Finding("rotation", FAIL, "new keys were made, and are not taken into use yet", finish)
         if me.unfinished:
-            return Finding("rotation", _WARN, "shares may still be signed with an old key", finish)
-        return Finding("rotation", _OK, "none is under way")
+            return Finding("rotation", WARN, "shares may still be signed with an old key", finish)
+        return Finding("rotation", OK, "none is under way")
 
     def _clock(self) -> Finding:
         try:
             self._session.clock.now()
         except MeshkitError as error:
-            return Finding("clock", _FAIL, error.detail, error.remedy)
-        return Finding("clock", _OK, "not behind what this device has seen")
+            return Finding("clock", FAIL, error.detail, error.remedy)
+        return Finding("clock", OK, "not behind what this device has seen")
 
     async def _vault(self) -> Finding:
         session = self._session
@@ -97,15 +86,15 @@ class IdentityDoctor:
         try:
             keyvault.require(report, chosen.require if chosen is not None else ())
         except MeshkitError as error:
-            return Finding("key vault", _FAIL, error.detail, error.remedy)
+            return Finding("key vault", FAIL, error.detail, error.remedy)
         if not report.available:
-            return Finding("key vault", _WARN, f"{report.kind}: {report.detail}", "Start or unlock it.")
+            return Finding("key vault", WARN, f"{report.kind}: {report.detail}", "Start or unlock it.")
         if report.kind == keyvault.PLAIN_FILE:
             return Finding(
-                "key vault", _WARN, f"{report.kind}: whoever can read its file, or a backup of it, is you",
+                "key vault", WARN, f"{report.kind}: whoever can read its file, or a backup of it, is you",
                 "Move the key: 'meshkitfs keyvault migrate --to passphrase-file'.",
             )  # fmt: skip
-        return Finding("key vault", _OK, report.kind)
+        return Finding("key vault", OK, report.kind)
 
     async def _directory(self) -> Finding:
         session = self._session
@@ -113,17 +102,17 @@ class IdentityDoctor:
         try:
             where = await standing(session.identity, session.metadata)
         except MeshkitError as error:
-            return Finding("directory", _WARN, f"it does not say: {error.code}", error.remedy)
+            return Finding("directory", WARN, f"it does not say: {error.code}", error.remedy)
         return {
-            "current": Finding("directory", _OK, "it has the very same records"),
-            "unpublished": Finding("directory", _INFO, "this identity is not published", publish),
-            "behind": Finding("directory", _WARN, "it lacks records of this identity", publish),
+            "current": Finding("directory", OK, "it has the very same records"),
+            "unpublished": Finding("directory", INFO, "this identity is not published", publish),
+            "behind": Finding("directory", WARN, "it lacks records of this identity", publish),
             "ahead": Finding(
-                "directory", _FAIL, "it has newer keys of this identity: this home is an old copy",
+                "directory", FAIL, "it has newer keys of this identity: this home is an old copy",
                 "Use the home that has them. If none of yours has, somebody else has your keys.",
             ),
             "other": Finding(
-                "directory", _FAIL, "others are shown other keys under this name",
+                "directory", FAIL, "others are shown other keys under this name",
                 "Ask whoever runs it; compare fingerprints with your contacts.",
             ),
         }[where]  # fmt: skip
@@ -134,15 +123,15 @@ class IdentityDoctor:
             await self._session.remembering.post()
         note = self._session.remembering.report()
         if note is None:
-            return Finding("recovery file", _WARN, "none: without this home nobody can be you", create)
+            return Finding("recovery file", WARN, "none: without this home nobody can be you", create)
         days = (int(time.time()) - note["made"]) // _DAY
         if not note["current"]:
             what = ", ".join(note["changed"])
-            return Finding("recovery file", _FAIL, f"changed since it was written: {what}", create)
+            return Finding("recovery file", FAIL, f"changed since it was written: {what}", create)
         if note["unposted"]:
             return Finding(
-                "recovery file", _WARN, f"what is younger than it is not left for it yet: {note['unposted']}"
+                "recovery file", WARN, f"what is younger than it is not left for it yet: {note['unposted']}"
             )
         if days * _DAY > RECOVERY_OLD_S:
-            return Finding("recovery file", _INFO, f"{days} days old: is it still where you put it?")
-        return Finding("recovery file", _OK, f"{days} days old, and good for what this identity is now")
+            return Finding("recovery file", INFO, f"{days} days old: is it still where you put it?")
+        return Finding("recovery file", OK, f"{days} days old, and good for what this identity is now")
