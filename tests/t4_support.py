@@ -205,6 +205,9 @@ def test_no_canary_in_any_trace(tmp_path):
 
         said(frank, "init", "--identity", "frank", "--key-vault", "passphrase-file")
         grace.init(frank)
+        # The one log is text, the other JSON.
+        grace.configure(log={"format": "json"})
+        (grace.root / "log/meshkitfs.log").unlink()
         frank.mnt.mkdir()
         frank.daemons.append(said(frank, "mount", str(frank.mnt))["pid"])
         grace.mount()
@@ -258,7 +261,9 @@ def test_no_canary_in_any_trace(tmp_path):
     assert b"mount" in texts["argument lists"]
     assert b"MESHKITFS_HOME" in texts["environments"]
     assert "level=debug" in frank.logs()
-    assert "share_revoked" in grace.logs()
+    lines = [json.loads(line) for line in (grace.root / "log/meshkitfs.log").read_text().splitlines()]
+    assert {line["level"] for line in lines} >= {"debug", "info"}
+    assert any(line.get("code") == "share_revoked" for line in lines)
     assert {where for where, text in texts.items() if BEARER.encode() in text} <= {"environments"}
     secrets |= {"passphrase": PHRASE.encode(), "content": CONTENT}
     for where, text in texts.items():

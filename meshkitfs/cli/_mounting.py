@@ -58,7 +58,7 @@ def mount(context: Context, args: argparse.Namespace) -> int:
 
 def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
     secret = None if args.locked else _passphrase(context)
-    options = config.MountOptions(args.nonempty, args.read_only, args.fsync, args.locked)
+    options = _options(args)
     try:
         return background.start(context.home, Path(place), options, secret)
     except MeshkitError as error:
@@ -69,6 +69,12 @@ def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, 
         if info is None or info.get("mountpoint") != place:
             raise
         return info
+
+
+def _options(args: argparse.Namespace) -> config.MountOptions:
+    return config.MountOptions(
+        args.nonempty, args.read_only, args.fsync, args.locked, log_format=args.log_format
+    )
 
 
 def _settled_info(home: Home) -> dict[str, Any] | None:
@@ -103,9 +109,9 @@ def _foreground(context: Context, args: argparse.Namespace) -> int:
 
         from ..daemon.run import run_mount
 
-        options = config.MountOptions(args.nonempty, args.read_only, args.fsync, args.locked)
+        options = _options(args)
         with _held(home):
-            logs.setup(home.log_file, stderr=not in_background)
+            logs.setup_home(home, stderr=not in_background, form=options.log_format)
             client.run_async(partial(run_mount, home, Path(place), options, context.passphrase, on_ready))
     except BaseException as error:
         pipe.failed(as_error(error))

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from .. import __version__
-from ..daemon.config import ENFORCEMENT, FSYNC, KEY_VAULTS
+from ..daemon.config import ENFORCEMENT, KEY_VAULTS
 from ..errors import MeshkitError
-from . import _doctor, _history, _init, _inspect, _locking, _mounting, _people, _providers, _shares
+from . import _doctor, _history, _init, _inspect, _people, _providers, _shares
 from ._audit import audit_commands
 from ._capabilities import capability_commands
 from ._context import Context
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
 from ._keyvault import key_vault_commands, seal_options
+from ._mounting_grammar import mounting_commands
 from ._moving import moving_commands
 from ._operator import operator_commands
 from ._policies import policy_commands
@@ -91,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add = _Adder(commands, shared)
     _setup_commands(add)
-    _mount_commands(add)
+    mounting_commands(add, _descriptor, _timeout)
     _share_commands(add)
     policy_commands(add)
     vault_commands(add)
@@ -219,64 +220,6 @@ def _join_option(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file of mode 0600 (or - for stdin) with the token or invitation that the metadata service "
         "asks newcomers for (default: the environment variable MESHKITFS_JOIN_TOKEN)",
-    )
-
-
-def _mount_commands(add: _Adder) -> None:
-    mount = add.command(
-        "mount",
-        _mounting.mount,
-        "mount your shares",
-        "Mount all shares at DIR (default: mount.point of the configuration, else ~/MeshKit) and return\n"
-        "when they can be used. Mounting what is mounted is harmless.",
-        "meshkitfs mount ~/MeshKit",
-    )
-    mount.add_argument("dir", metavar="DIR", nargs="?", help="an empty directory")
-    mount.add_argument("--foreground", action="store_true", help="stay in this process; Ctrl-C unmounts")
-    mount.add_argument(
-        "--nonempty", action="store_true", help="allow DIR to have files, which are hidden then"
-    )
-    mount.add_argument("--read-only", action="store_true", help="refuse every change")
-    mount.add_argument(
-        "--fsync",
-        choices=FSYNC,
-        help="when fsync returns: stored and published, or already durable on this device "
-        "(default: as configured)",
-    )
-    mount.add_argument(
-        "--locked", action="store_true", help="come up locked, asking nobody for the key: see unlock"
-    )
-    mount.add_argument("--ready-fd", type=_descriptor, help=argparse.SUPPRESS)
-
-    umount = add.command(
-        "umount",
-        _mounting.umount,
-        "send what is unsent, and unmount",
-        "Publish what is not published yet, unmount, and end the daemon. What cannot be published stays on\n"
-        "this device, is listed, and is sent after the next mount; the exit code is 7 then.",
-        "meshkitfs umount",
-    )
-    umount.add_argument("dir", metavar="DIR", nargs="?", help="where it is mounted (default: wherever it is)")
-    umount.add_argument(
-        "--force", action="store_true", help="also while programs use it; their files go dead"
-    )
-    umount.add_argument("--if-needed", action="store_true", help="succeed if nothing is mounted")
-    _timeout(umount, "how long to try to publish")
-
-    add.command(
-        "lock",
-        _locking.lock,
-        "close the mounted home without unmounting it",
-        "Save what is not saved, wipe the keys from memory and have everything in the mount answer\n"
-        "'permission denied' (identity_locked), open files included, until 'meshkitfs unlock'.",
-        "meshkitfs lock",
-    )
-    add.command(
-        "unlock",
-        _locking.unlock,
-        "open a locked home again",
-        "Ask the key vault for the key again (the passphrase, or the keyring). What was open goes on.",
-        "meshkitfs unlock",
     )
 
 

@@ -149,6 +149,8 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command.append("--read-only")
     if options.fsync is not None:
         command += ["--fsync", options.fsync]
+    if options.log_format is not None:
+        command += ["--log-format", options.log_format]
     if options.locked:
         command.append("--locked")
     return [*command, "--", str(point)]

@@ -30,7 +30,7 @@ _PACKAGES: Final = (
     "pyfuse3", "SecretStorage", "trio",
 )  # fmt: skip
 # Strings of the configuration that are shown: kinds of things, none of them a name or a place.
-_CONFIG_SHOWN: Final = frozenset({"type", "fsync"})
+_CONFIG_SHOWN: Final = frozenset({"type", "fsync", "format"})
 _CONFIG_PLACES: Final = frozenset({"url", "endpoint"})
 _STATUS_SHOWN: Final = frozenset({"counters", "pending", "fsync", "spool", "locked"})
 _SHARE_SHOWN: Final = (
@@ -83,7 +83,7 @@ def collect(
         name: veil.over(json.dumps(value, indent=2, sort_keys=True)).encode() + b"\n"
         for name, value in files.items()
     }
-    made["log.txt"] = veil.over(_log(home)).encode(errors="backslashreplace")
+    made["log.txt"] = veil.over_log(_log(home)).encode(errors="backslashreplace")
     return made
 
 
@@ -116,6 +116,27 @@ class _Veil:
         if not self._names:
             text = _PATH.sub(lambda match: match[0] if match[0] in ("/dev/fuse",) else "/PATH", text)
         return redact(text)
+
+    def over_log(self, text: str) -> str:
+        """The same for a log, in which a line that is JSON stays JSON."""
+        lines = text.splitlines(keepends=True)
+        if not any(line.startswith("{") for line in lines):
+            return self.over(text)
+        return "".join(map(self._line, lines))
+
+    def _line(self, line: str) -> str:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return self.over(line)
+        return json.dumps(self._within(value)) + "\n"
+
+    def _within(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {self.over(key): self._within(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._within(item) for item in value]
+        return self.over(value) if isinstance(value, str) else value
 
     def _address(self, match: re.Match[str]) -> str:
         host = match[2].rpartition("@")[2] if self._hosts else "HOST"

@@ -23,6 +23,7 @@ from meshkitfs.server._limits import Rate
 
 __all__ = ["FIELDS", "JOIN", "Settings", "TlsFiles", "bound_names", "is_postgresql", "load"]
 
+LOG_FORMATS: Final = ("text", "json")
 JOIN: Final = ("open", "token", "invite")
 DEFAULT_LISTEN: Final = "127.0.0.1:8787"
 IDENTITY_RATE: Final = Rate(50.0, 200.0)
@@ -31,7 +32,7 @@ _SLOWEST: Final = 0.001  # of what comes back in a second
 _MAX_BYTES: Final = 64 << 10
 FIELDS: Final = (
     *("listen", "names", "database", "databaseEnv", "databaseFile", "tls", "join", "proxies"),
-    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections", "policies", "release"),
+    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections", "policies", "release", "log"),
 )
 _QUOTAS: Final = {"recordBytes": "record_bytes", "shares": "shares", "lettersPerDay": "letters_a_day"}
 
@@ -54,7 +55,7 @@ class Settings:
     ``database``: a file, or ``postgresql://…``; or it is in ``database_secret``. ``policies``: a directory of
     rules; policy decisions are given by them then, to whoever shows ``policy_token``, if there is one. With a
     ``release_key`` it releases keys, each time for ``release_seconds``, and asks ``release_policy`` about
-    grants that name that provider.
+    grants that name that provider. ``log_format`` is one of `LOG_FORMATS`.
     """
 
     database: str = ""
@@ -78,6 +79,7 @@ class Settings:
     connections: int = 8
     policies: Path | None = None
     policy_token: SecretSource = field(default_factory=SecretSource)
+    log_format: str = LOG_FORMATS[0]
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -201,6 +203,11 @@ class _Reader:
             item = self._object(top["policies"], "policies", ("directory", "tokenEnv", "tokenFile"))
             found["policies"] = self._path(self._text(item.get("directory"), "policies.directory"))
             found["policy_token"] = self._secret(item, "tokenEnv", "tokenFile")
+        if "log" in top:
+            form = self._object(top["log"], "log", ("format",)).get("format", LOG_FORMATS[0])
+            if form not in LOG_FORMATS:
+                self._fail("log.format", f"is one of {', '.join(LOG_FORMATS)}")
+            found["log_format"] = form
         if "bodySeconds" in top:
             found["body_seconds"] = float(self._number(top["bodySeconds"], "bodySeconds"))
         return Settings(**found)

@@ -10,6 +10,7 @@ from ...errors import MeshkitError
 from ._fields import Fields
 from ._key_vault import KeyVaultConfig
 from ._metadata import MetadataConfig
+from ._observing import LogConfig
 from ._policy import PolicyConfig
 from ._sections import AccessConfig, AuditConfig, MountConfig, ReleaseConfig, WritingConfig
 
@@ -22,7 +23,10 @@ VERSION: Final = 1
 DEFAULT_IDENTITY: Final = "self"  # MeshKit's
 # MeshKit's own, then ours.
 _MESHKIT_FIELDS: Final = ("version", "appId", "identity", "provider", "policy", "persistence")
-FIELDS: Final = (*_MESHKIT_FIELDS, "metadata", "keyVault", "mount", "writing", "audit", "access", "release")
+FIELDS: Final = (
+    *_MESHKIT_FIELDS,
+    *("metadata", "keyVault", "mount", "writing", "audit", "access", "release", "log"),
+)
 _PERSISTENCE_PLANNED: Final = ("filecoin-http",)
 
 
@@ -41,6 +45,7 @@ class Config:
     policy: PolicyConfig | None = None
     audit: AuditConfig = field(default_factory=AuditConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     @classmethod
     def read(cls, value: Any, fields: Fields) -> Config:
@@ -66,6 +71,7 @@ class Config:
             policy=PolicyConfig.read(top["policy"], fields) if "policy" in top else None,
             audit=AuditConfig.read(top.get("audit", {}), fields),
             access=AccessConfig.read(top.get("access", {}), fields),
+            log=LogConfig.read(top.get("log", {}), fields),
         )
 
     def as_dict(self, base: Path) -> dict[str, Any]:
@@ -86,6 +92,7 @@ class Config:
             "audit": self.audit.as_dict(base),
             "access": self.access.as_dict(base),
             "release": self.release.as_dict(base),
+            "log": self.log.as_dict(base),
         }
         return result | {name: section for name, section in sections.items() if section}
 
