@@ -73,7 +73,12 @@ def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, 
 
 def _options(args: argparse.Namespace) -> config.MountOptions:
     return config.MountOptions(
-        args.nonempty, args.read_only, args.fsync, args.locked, log_format=args.log_format
+        args.nonempty,
+        args.read_only,
+        args.fsync,
+        args.locked,
+        log_format=args.log_format,
+        metrics=args.metrics,
     )
 
 

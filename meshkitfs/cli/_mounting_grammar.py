@@ -47,6 +47,11 @@ def mounting_commands(
     mount.add_argument(
         "--log-format", choices=LOG_FORMATS, help="how the log is written (default: as configured, else text)"
     )
+    mount.add_argument(
+        "--metrics",
+        metavar="PLACE",
+        help="show metrics for Prometheus at HOST:PORT or unix:PATH (default: as configured, else nowhere)",
+    )
     mount.add_argument("--ready-fd", type=descriptor, help=argparse.SUPPRESS)
 
     umount = add.command(

@@ -88,6 +88,9 @@ def serve_commands(add: Any) -> None:
     parser.add_argument(
         "--tls-client-ca-file", metavar="FILE", help="ask clients for a certificate of this CA"
     )
+    parser.add_argument(
+        "--metrics", metavar="PLACE", help="show metrics for Prometheus at HOST:PORT or unix:PATH"
+    )
     parser.add_argument("--log-format", choices=LOG_FORMATS, help="how the log is written (default: text)")
     invite = add.command(
         "serve-invite",
@@ -128,6 +131,8 @@ def settings_of(server: Any, args: argparse.Namespace) -> Any:
         overrides["names"] = frozenset(args.name)
     if getattr(args, "join", None):
         overrides["join"] = args.join
+    if getattr(args, "metrics", None):
+        overrides["metrics"] = args.metrics
     if getattr(args, "log_format", None):
         overrides["log_format"] = args.log_format
     if getattr(args, "join_token_file", None):

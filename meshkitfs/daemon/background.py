@@ -151,6 +151,8 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command += ["--fsync", options.fsync]
     if options.log_format is not None:
         command += ["--log-format", options.log_format]
+    if options.metrics is not None:
+        command += ["--metrics", options.metrics]
     if options.locked:
         command.append("--locked")
     return [*command, "--", str(point)]

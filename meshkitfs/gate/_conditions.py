@@ -43,6 +43,8 @@ class Conditions:
     def __init__(self, policy: PolicyProvider | None, lists: AccessLists) -> None:
         self._policy = policy
         self._lists = lists
+        # Questions to policies, one for each right, by what came of them.
+        self.questions = {"allowed": 0, "denied": 0, "failed": 0}
 
     async def check(
         self,
@@ -110,8 +112,14 @@ class Conditions:
         demand = Demand.of(capsule.pol or {})
         if self._policy is None:
             raise MeshkitError("policy_provider_required", f"policy '{demand.id}'")
-        found = await ask(self._policy, demand, capsule, rights, now)
+        try:
+            found = await ask(self._policy, demand, capsule, rights, now)
+        except MeshkitError:
+            self.questions["failed"] += len(rights)
+            raise
         allowed = {right: answer for right, answer in found.items() if answer.allow is True}
+        self.questions["allowed"] += len(allowed)
+        self.questions["denied"] += len(found) - len(allowed)
         if not allowed:
             # One refusal, whatever was wanted: what is shown of the share is what an open meets.
             raise _denied(demand, found["read" if "read" in found else min(found)])

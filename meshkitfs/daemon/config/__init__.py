@@ -18,7 +18,7 @@ from ._config import DEFAULT_IDENTITY, FIELDS, Config
 from ._file import MAX_BYTES, load, loads, save, set_key_vault
 from ._key_vault import CACHE_S, KEY_VAULT_DEMANDS, KEY_VAULTS, KeyVaultConfig
 from ._metadata import MetadataConfig
-from ._observing import LOG_FORMATS, LogConfig
+from ._observing import LOG_FORMATS, LogConfig, MetricsConfig, NotificationsConfig
 from ._policy import PolicyConfig
 from ._sections import (
     ENFORCEMENT,
@@ -48,8 +48,10 @@ __all__ = [
     "KeyVaultConfig",
     "LogConfig",
     "MetadataConfig",
+    "MetricsConfig",
     "MountConfig",
     "MountOptions",
+    "NotificationsConfig",
     "PolicyConfig",
     "ReleaseConfig",
     "WritingConfig",

@@ -10,7 +10,7 @@ from ...errors import MeshkitError
 from ._fields import Fields
 from ._key_vault import KeyVaultConfig
 from ._metadata import MetadataConfig
-from ._observing import LogConfig
+from ._observing import LogConfig, MetricsConfig, NotificationsConfig
 from ._policy import PolicyConfig
 from ._sections import AccessConfig, AuditConfig, MountConfig, ReleaseConfig, WritingConfig
 
@@ -25,7 +25,18 @@ DEFAULT_IDENTITY: Final = "self"  # MeshKit's
 _MESHKIT_FIELDS: Final = ("version", "appId", "identity", "provider", "policy", "persistence")
 FIELDS: Final = (
     *_MESHKIT_FIELDS,
-    *("metadata", "keyVault", "mount", "writing", "audit", "access", "release", "log"),
+    *(
+        "metadata",
+        "keyVault",
+        "mount",
+        "writing",
+        "audit",
+        "access",
+        "release",
+        "log",
+        "metrics",
+        "notifications",
+    ),
 )
 _PERSISTENCE_PLANNED: Final = ("filecoin-http",)
 
@@ -46,6 +57,8 @@ class Config:
     audit: AuditConfig = field(default_factory=AuditConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notifications: NotificationsConfig = field(default_factory=NotificationsConfig)
 
     @classmethod
     def read(cls, value: Any, fields: Fields) -> Config:
@@ -72,6 +85,8 @@ class Config:
             audit=AuditConfig.read(top.get("audit", {}), fields),
             access=AccessConfig.read(top.get("access", {}), fields),
             log=LogConfig.read(top.get("log", {}), fields),
+            metrics=MetricsConfig.read(top.get("metrics", {}), fields),
+            notifications=NotificationsConfig.read(top.get("notifications", {}), fields),
         )
 
     def as_dict(self, base: Path) -> dict[str, Any]:
@@ -93,6 +108,8 @@ class Config:
             "access": self.access.as_dict(base),
             "release": self.release.as_dict(base),
             "log": self.log.as_dict(base),
+            "metrics": self.metrics.as_dict(base),
+            "notifications": self.notifications.as_dict(base),
         }
         return result | {name: section for name, section in sections.items() if section}
 
