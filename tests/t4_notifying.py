@@ -46,6 +46,8 @@ def test_a_share_comes_and_goes(tmp_path):
         told = sven.status()["notifications"]
         assert (told["active"], told["sent"], told["failed"], told["dropped"]) == (True, 2, 0, 0)
         assert desktop.told.empty()
+        findings = {check["name"]: check for check in sven.cli("doctor", check=False).json["checks"]}
+        assert (findings["notifications"]["status"], findings["notifications"]["detail"]) == ("ok", "2 shown")
         for named in ("canary", "rosa", "sven"):
             assert named not in json.dumps([received, refused])
         assert not rosa.status()["notifications"]["active"]

@@ -24,6 +24,7 @@ from ..daemon import client, config
 from ..daemon.failures import as_error
 from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
+from . import _doctor_watching
 from ._context import Context
 from ._mounting import daemon_info
 from ._output import printable, size, table
@@ -247,6 +248,8 @@ def _daemon(context: Context) -> Iterator[Check]:
     if problem:
         why = TABLE.get(problem, TABLE["internal_error"])
         yield Check("change feed", FAIL, f"{problem}: {why.sentence}", why.remedy)
+    for name, grade, found, remedy in _doctor_watching.examine(config.load(home.config_path), status):
+        yield Check(name, grade, found, remedy)
     left = status.get("left") or []
     detail = f"{len(left)} shares have unpublished changes" if left else "everything is published"
     yield Check("unsent", INFO if left else OK, detail)

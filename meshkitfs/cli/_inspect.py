@@ -35,6 +35,8 @@ def status(context: Context, _args: argparse.Namespace) -> int:
             ("byte store", data.get("provider")),
             ("unsent", _unsent(pending)),
             ("oldest unsent", ago(min(times)) if (times := _since(data)) else None),
+            ("metrics", data.get("metrics")),
+            ("notifications", _untold(data)),
             ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
         ]
     )
@@ -56,6 +58,12 @@ def status(context: Context, _args: argparse.Namespace) -> int:
         ]
     context.out.result(data, lines)
     return 0
+
+
+def _untold(data: Mapping[str, Any]) -> str | None:
+    """Say why the last notification was not shown, if it was not."""
+    problem = (data.get("notifications") or {}).get("problem")
+    return f"the last one was not shown: {printable(problem)}" if problem else None
 
 
 def sync(context: Context, args: argparse.Namespace) -> int:

@@ -26,8 +26,8 @@ __all__ = ["collect"]
 LOG_LINES: Final = 400
 _OUT: Final = "[left out]"
 _PACKAGES: Final = (
-    "apsw-sqlite3mc", "cbor2", "cryptography", "http-message-signatures", "httpx", "keyring", "multiformats",
-    "pyfuse3", "SecretStorage", "trio",
+    "apsw-sqlite3mc", "cbor2", "cryptography", "h11", "http-message-signatures", "httpx", "jeepney",
+    "keyring", "multiformats", "prometheus-client", "pyfuse3", "SecretStorage", "trio",
 )  # fmt: skip
 # Strings of the configuration that are shown: kinds of things, none of them a name or a place.
 _CONFIG_SHOWN: Final = frozenset({"type", "fsync", "format"})
@@ -42,10 +42,11 @@ _LEFT_SHOWN: Final = (
 _VAULT_SHOWN: Final = (
     "kind", "available", "persistent", "exportable", "hardware_backed", "user_presence", "locked", "fallback",
 )  # fmt: skip
+_NOTIFICATIONS_SHOWN: Final = ("active", "details", "sent", "failed", "dropped")
 _SOURCE_SHOWN: Final = ("served", "failed", "wrong", "barred")
 # Findings of the doctor whose text names nothing of the home.
 _FINDINGS_SHOWN: Final = frozenset(
-    {"python", "pyfuse3", "kernel", "/dev/fuse", "fusermount3", "clock", "unsent"}
+    {"python", "pyfuse3", "kernel", "/dev/fuse", "fusermount3", "clock", "unsent", "notifications"}
 )
 _URL: Final = re.compile(r"\b([a-z][a-z0-9+.-]*://)([^/?\s\"',;)]+)([/?][^\s\"',;)]*)?")
 _PATH: Final = re.compile(r"(?<![\w.~:/])(?:~|\$HOME)?/(?:[^\s\"'/,;:)]+/)*[^\s\"'/,;:)]+")
@@ -188,6 +189,8 @@ def _config(value: Any, name: str, *, names: bool, hosts: bool) -> Any:
 
 def _status(status: Mapping[str, Any], *, names: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {key: status[key] for key in _STATUS_SHOWN if key in status}
+    shown["metrics"] = bool(status.get("metrics"))
+    shown["notifications"] = _some(status.get("notifications") or {}, _NOTIFICATIONS_SHOWN)
     shown["mounted"] = bool(status.get("mountpoint"))
     shown["key_vault"] = _some(status.get("key_vault") or {}, _VAULT_SHOWN)
     shown["sources"] = [_some(source, _SOURCE_SHOWN) for source in status.get("sources") or []]
