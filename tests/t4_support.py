@@ -17,6 +17,9 @@ import pytest
 import t4_gate
 from homes import Person, needs_fuse, wait_until
 
+from meshkitfs.daemon import support
+from meshkitfs.daemon.home import Home
+
 pytestmark = needs_fuse
 SHARE = "tax papers 2026"
 FILE = "canary-file-name.txt"
@@ -124,6 +127,23 @@ def test_what_is_in_it_and_what_is_not(story):
     mount = json.loads(text["mounts.json"])[0]
     assert "default_permissions" in mount["filesystem"]
     assert "msg=mounted" in text["log.txt"]
+
+
+def test_a_json_log_stays_json_and_loses_the_same():
+    veil = support._Veil(Home("/srv/canary-home"), {"identity": "canary-me"}, names=False, hosts=False)
+    line = {
+        "event": "asked https://store.example.org/a",
+        "place": "/srv/canary-home/x",
+        "n": 5,
+        "by": ["canary-me"],
+    }
+    text = veil.over_log(json.dumps(line) + f"\ntime=x msg=https://store.example.org/a key={'ab' * 32}\n")
+    first, second = text.splitlines()
+    shown = json.loads(first)
+    assert shown["n"] == 5
+    assert shown["event"] == "asked https://HOST/PATH"
+    for secret in ("canary", "example.org", "ab" * 32):
+        assert secret not in first + second
 
 
 def test_names_and_hosts_by_choice(story, tmp_path):

@@ -15,6 +15,7 @@ from . import _doctor, _history, _init, _inspect, _people, _providers, _shares
 from ._audit import audit_commands
 from ._capabilities import capability_commands
 from ._context import Context
+from ._desktop import desktop_commands
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
 from ._keyvault import key_vault_commands, seal_options
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     key_vault_commands(add)
     _look_commands(add)
     support_commands(add)
+    desktop_commands(add)
     audit_commands(add, _count)
     keeping_commands(add)
     serve_commands(add)
