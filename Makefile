@@ -67,6 +67,7 @@ packages-test: packages
 	if ! command -v vim >/dev/null && ! command -v vim.tiny >/dev/null; then missing="$$missing vim-tiny"; fi; \
 	$(call need,ps,procps) $(call need,flock,util-linux) $(call need,ip,iproute2) \
 	$(call need,dbus-run-session,dbus) $(call need,gnome-keyring-daemon,gnome-keyring) \
+	$(call need,systemctl,systemd) \
 	$(call need,swtpm,swtpm) $(call need,keyctl,keyutils) \
 	pkg-config --exists tss2-esys 2>/dev/null || missing="$$missing libtss2-dev"; \
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || $(call need,postgres,postgresql) \

@@ -85,6 +85,10 @@ _ROWS: Final = (
     ("policy_denied", "access", _errno.EACCES,
      "The policy provider refused.",
      "Ask the owner of the policy."),
+    ("keyvault_strength_required", "access", _errno.EACCES,
+     "The grant demands more of the key vault than this home's key vault gives.",
+     "'meshkitfs keyvault list' shows what each kind gives, 'meshkitfs keyvault migrate' moves the key; or "
+     "ask the owner for a grant without that demand."),
     ("vault_membership_required", "access", _errno.EACCES,
      "The grant demands membership of a vault, and that membership is not proved.",
      "Ask the owner to add this identity to the vault."),
@@ -94,6 +98,10 @@ _ROWS: Final = (
     ("capability_denied", "access", _errno.EACCES,
      "The capability token does not allow this, or is not good (any more).",
      "Ask the owner for a new token, or for one with the right it lacks."),
+    ("biscuit_not_installed", "access", _errno.EACCES,
+     "The capability token is a Biscuit, and this installation cannot read those.",
+     "Install the optional part ('pip install meshkitfs[biscuit]') and mount again, or ask the issuer for a "
+     "token in the built-in format."),
     ("key_release_refused", "access", _errno.EACCES,
      "The service that holds the other half of this share's key does not hand it out.",
      "The detail has its reason: ask the share's owner for what is missing there."),

@@ -256,14 +256,16 @@ def in_the_foreground(person, program=""):
         process.communicate()
 
 
-def usable_python(prefix):
+def usable_python(prefix, tree=HERE.parent, venv=sys.prefix):
     """``prefix`` with what else another user needs to run our code, and the interpreter to run it with.
 
     The interpreter of these tests may be in a directory that is closed to others; then the system's own is
-    tried, with our packages.
+    tried, with our packages. ``tree`` and ``venv``: where our code and its environment are there.
     """
-    packages = os.pathsep.join([str(HERE.parent), *(path for path in sys.path if "site-packages" in path)])
-    for python, search in ((sys.executable, str(HERE.parent)), ("/usr/bin/python3", packages)):
+    ours = [path.replace(sys.prefix, venv, 1) for path in sys.path if "site-packages" in path]
+    packages = os.pathsep.join([str(tree), *ours])
+    own = sys.executable.replace(sys.prefix, venv, 1)
+    for python, search in ((own, str(tree)), ("/usr/bin/python3", packages)):
         command = [*prefix, f"PYTHONPATH={search}"]
         tried = subprocess.run(
             [*command, python, "-c", "import meshkitfs.daemon.service"], capture_output=True, cwd="/"

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 from homes import HERE, PATIENCE, Person, usable_python, wait_until
+from namespaces import LET_GO
 
 NEEDED = ("ip", "unshare", "nsenter", "setpriv", "mount", "fusermount3")
 NET = "10.87.0"
@@ -33,7 +34,7 @@ HUB = f"{NET}.1"
 # user to the system puts another file in its place, and what is mounted on a file that is replaced is gone everywhere.
 PRIVATE = (
     *("unshare", "--net", "--mount", "sh", "-c"),
-    'mount --bind "$0" /dev/fuse && mount --bind "$1" /etc && shift && ip link set lo up && exec "$@"',
+    f'{LET_GO}; mount --bind "$0" /dev/fuse && mount --bind "$1" /etc && shift && ip link set lo up && exec "$@"',
 )
 
 

@@ -449,6 +449,27 @@ def frozen_release():
     }
 
 
+def frozen_strength():
+    """Capsules of version 3, with and without a release service: samples of the first program that made them."""
+    owner, recipient = keys.SigningKey.from_seed(fixed("owner")), keys.EncryptionKey.from_seed(fixed("bob"))
+    service = keys.SigningKey.from_seed(fixed("release service"))
+    where = release.ReleaseService("https://keys.example", service.public)
+    secret = release.EpochSecret(SHARE, 7, SEED, where)
+    header = {
+        "id": fixed("capsule id", 16), "grant": "live", "share": SHARE, "oid": OID, "epoch": 7, "nbf": NOW,
+        "exp": NOW + 604800, "seq": 4, "rights": ["read"], "keyvault": ["hardware_backed", "persistent"],
+    }  # fmt: skip
+    half = header | {"rel": where.header("half")}
+    return {
+        "recipient_seed": fixed("bob").hex(),
+        "owner": owner.public.hex(),
+        "key": secret.key.hex(),
+        "half": secret.release_half.hex(),
+        "capsule": records.make_capsule(owner, header, secret.key, recipient.public).hex(),
+        "halved": records.make_capsule(owner, half, secret.key, recipient.public, secret.capsule_half).hex(),
+    }
+
+
 VECTORS = {
     "blocks.json": block_vectors,
     "conditions.json": condition_vectors,
@@ -457,7 +478,11 @@ VECTORS = {
     "share.json": share_vector,
     "release.json": release_vectors,
 }
-FROZEN = {"frozen.json": frozen_sample, "frozen_release.json": frozen_release}
+FROZEN = {
+    "frozen.json": frozen_sample,
+    "frozen_release.json": frozen_release,
+    "frozen_strength.json": frozen_strength,
+}
 
 
 def main():

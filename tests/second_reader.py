@@ -482,7 +482,7 @@ def open_capsule(seed, record, owner_pub, half=None):
 
     ``half`` is what a release service gave, where the capsule holds only a half.
     """
-    typ = "mk/cap@2" if b"mk/cap@2" in record[:40] else "mk/cap@1"
+    typ = next((typ for typ in ("mk/cap@3", "mk/cap@2") if typ.encode() in record[:40]), "mk/cap@1")
     payload = verify(record, typ, [owner_pub])
     need(set(payload) == {"t", "h", "w"} and len(payload["w"]) == 1168, "capsule")
     header = payload["h"]
@@ -492,8 +492,14 @@ def open_capsule(seed, record, owner_pub, half=None):
     held = unwrap(
         private, payload["w"], typ.encode() + b"\0" + sha256(dag_cbor.encode(header)) + header["to"]
     )
-    need(("rel" in header) == (typ == "mk/cap@2"), "release")
-    key = whole(header, held, half) if "rel" in header else held
+    need(("rel" in header) == (typ != "mk/cap@1"), "release")
+    need(typ != "mk/cap@2" or header["rel"] is not None, "release")
+    need(("keyvault" in header) == (typ == "mk/cap@3"), "key vault")
+    if typ == "mk/cap@3":
+        words = header["keyvault"]
+        need(0 < len(words) <= 8 and words == sorted(set(words)), "demands of a key vault")
+        need(all(type(word) is str and 0 < len(word.encode()) <= 64 for word in words), "a demand")
+    key = whole(header, held, half) if header.get("rel") else held
     label = b"mk/kc@1\0" + header["oid"] + struct.pack(">QQ", header["epoch"], header["ver"])
     need(expand(key, label) == header["kc"], "key commitment")
     return header, key

@@ -27,12 +27,20 @@ from meshkitfs.net import SignatureAuth
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 60
+_IMPATIENT = """
+import sys
+from meshkitfs.cli import main
+from meshkitfs.server import _run
+_run.HEADER_SECONDS = {}
+sys.exit(main())
+"""
 
 
 class Service:
     """``meshkitfs serve`` as a process, on a port that the kernel chooses (or the one it had before).
 
-    ``prefix`` is a command that runs it elsewhere and becomes it.
+    ``prefix`` is a command that runs it elsewhere and becomes it; ``header_seconds`` shortens how long it waits
+    for the headers of a request.
     """
 
     def __init__(
@@ -45,8 +53,12 @@ class Service:
         env=None,
         check=True,
         prefix=(),
+        header_seconds=None,
     ):
         self.prefix = prefix
+        self.program = ["-m", "meshkitfs"]
+        if header_seconds is not None:
+            self.program = ["-c", _IMPATIENT.format(header_seconds)]
         self.database = str(database)
         self.options = [*map(str, options)]
         self.config = config
@@ -70,7 +82,7 @@ class Service:
         if self.config:
             arguments += ["--config", str(self.config)]
         self.process = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "meshkitfs", *arguments],
+            [*self.prefix, sys.executable, *self.program, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

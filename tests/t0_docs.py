@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import errno
 import importlib
+import os
 import re
 import shlex
 from pathlib import Path
@@ -79,6 +80,34 @@ def test_every_code_is_explained_with_its_errno_and_exit_code():
         assert number in names, code
         assert int(leave) == errors.exit_code_for(errors.MeshkitError(code)), code
         assert len(when) > 10, code
+
+
+def test_from_every_word_that_a_program_says_a_way_leads_to_the_codes():
+    """Each errno of a code is among the symptoms, and each group of codes is linked from there."""
+    listed = {
+        (name, word)
+        for row in rows("docs/troubleshooting.md")
+        if len(row) == 4 and row[0].startswith('"')
+        for name, word in zip(
+            re.findall(r"\bE[A-Z]+", row[1]), re.findall(r'"([^"]+)"', row[0]), strict=False
+        )
+    }
+    for code, reason in TABLE.items():
+        names = {name for name in dir(errno) if getattr(errno, name) == reason.errno}
+        assert any((name, os.strerror(reason.errno)) in listed for name in names), code
+    by_code = text_of("docs/operations.md").partition("### By code")[2]
+    groups = re.findall(r"^#### (.*)$", by_code, flags=re.MULTILINE)
+    linked = set(re.findall(r"operations\.md#([\w-]+)", text_of("docs/troubleshooting.md")))
+    assert len(groups) > 5
+    assert [group for group in groups if not anchors(f"## {group}") <= linked] == []
+
+
+def test_codes_that_the_symptoms_name_exist():
+    named = set(
+        re.findall(r"`([a-z]+_[a-z_]+)`", text_of("docs/troubleshooting.md") + text_of("docs/faq.md"))
+    )
+    assert len(named) > 20
+    assert named <= TABLE.keys()
 
 
 def test_every_field_of_the_configuration_is_listed():

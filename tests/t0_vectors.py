@@ -72,7 +72,7 @@ def test_the_document_says_what_the_code_does():
     assert QUESTION in joined
     types += [membership.VaultRecord.TYPE, membership.Revocations.TYPE]
     types += [capability.Block.TYPE]
-    types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE, capsule.TYPE_2]
+    types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE, capsule.TYPE_2, capsule.TYPE_3]
     types += [release.ReleaseKey.TYPE, release.Deposit.TYPE, release.Release.TYPE]
     for label in (
         *types,

@@ -19,6 +19,7 @@ import trustme
 from meshkitfs.errors import MeshkitError
 from meshkitfs.net import BearerAuth, Codes, Endpoint, Limits, Secret, SecretSource, Tls
 from meshkitfs.net import _breaker as breaker
+from meshkitfs.net import _tls as net_tls
 from meshkitfs.net._retry import backoff, retry_after
 
 CODES = Codes("provider_request_failed", "provider_http_error")
@@ -464,7 +465,9 @@ def test_no_redirect_leads_out_of_tls(tmp_path, location):
             serve = partial(trio.serve_ssl_over_tcp, first.handle, 0, context, host="127.0.0.1")
             here = await nursery.start(partial(serve, https_compatible=True))
             url = f"https://localhost:{here[0].transport_listener.socket.getsockname()[1]}"
-            endpoint = Endpoint(url, CODES, redirects=2, tls=Tls(tmp_path / "ca"), limits=Limits(tries=1))
+            endpoint = Endpoint(
+                url, CODES, redirects=2, tls=Tls(tmp_path / "ca"), limits=Limits(deadline_s=4.0, tries=1)
+            )
             with pytest.raises(MeshkitError) as caught:
                 await endpoint.request("GET", "/")
             await endpoint.aclose()
@@ -617,6 +620,34 @@ def test_certificates(tmp_path):
     for what in ("another authority", "the system's authorities", "another name"):
         assert "CERTIFICATE_VERIFY_FAILED" in answers.pop(what)
     assert len(answers) == 1
+
+
+def test_the_systems_authorities_are_read_once(tmp_path, monkeypatch):
+    """Unless the environment names others; files of the configuration are read each time."""
+    authority, read = trustme.CA(), []
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+    create = ssl.create_default_context
+    monkeypatch.setattr(
+        net_tls.ssl, "create_default_context", lambda **options: read.append(options) or create(**options)
+    )
+    net_tls._of_the_system.cache_clear()
+
+    def costs(tls=None, **more):
+        before = len(read)
+        for _ in range(2):
+            Endpoint("https://localhost", CODES, tls=tls, **more)
+        return len(read) - before
+
+    assert costs() == 1
+    assert costs(Tls()) == 0
+    assert costs(uds=tmp_path / "socket") == 0
+    assert costs(Tls(tmp_path / "ca")) == 2
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca"))
+    assert costs() == 1
+    (trusted,) = net_tls.client_context(Tls()).get_ca_certs()
+    assert dict(trusted["subject"][0])["organizationName"].startswith("trustme")
+    monkeypatch.delenv("SSL_CERT_FILE")
+    net_tls._of_the_system.cache_clear()
 
 
 def test_a_refusal_that_stays_can_be_looked_at():

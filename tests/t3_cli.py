@@ -107,7 +107,7 @@ def test_every_command_of_the_interface_is_there():
         "capability issue", "capability narrow", "capability list", "capability inspect", "capability add",
         "capability remove", "capability revoke",
         "prune", "gc", "verify", "repair", "providers test",
-        "serve", "serve-invite",
+        "serve", "serve-invite", "autostart install", "autostart uninstall", "autostart status", "mount-helper",
     }  # fmt: skip
 
 
@@ -150,6 +150,10 @@ def test_no_option_takes_a_secret(option):
     ("arguments", "says"),
     [
         (["sahre"], "'sahre' is not known here: did you mean 'share'?"),
+        (
+            ["service", "install"],
+            "'install' is not known here: systemd units are 'meshkitfs autostart install'",
+        ),
         (["share", "lst"], "did you mean 'list'?"),
         (["share", "zzzzzz"], "choose from create, list, show, add, revoke"),
         (["share"], "the following arguments are required: COMMAND"),
@@ -263,6 +267,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "vault": None,
                 "capability": None,
                 "offline_grace": None,
+                "require_key_vault": None,
             },
             {"rights": ["read", "write"], "grant": "live", "trust": "pinned"},
             "bob may read, write first, from now on.",
@@ -282,6 +287,8 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "c",
                 "--offline-grace",
                 "3d",
+                "--require-key-vault",
+                "persistent,hardware_backed",
             ],
             "share.add",
             {
@@ -294,6 +301,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "vault": "v",
                 "capability": "c",
                 "offline_grace": "3d",
+                "require_key_vault": ["persistent", "hardware_backed"],
             },
             {"rights": ["read"], "grant": "snapshot", "cid": "bafkrei"},
             "bob may read first/a.pdf, exactly this version.",
@@ -418,6 +426,7 @@ SHARE = {"name": "first", "id": "00ff", "owner": "alice", "mine": True, "rights"
                 "rights": ["write"],
                 "expires": "2d",
                 "share": "first",
+                "format": "cose",
                 "send": True,
             },
             TOKEN,
@@ -1171,10 +1180,18 @@ def test_a_bad_mount_point_is_said_before_anything_starts(run, tmp_path, argumen
 
 
 def test_a_command_that_asks_the_daemon_loads_none_of_the_filesystem():
-    script = "import sys, meshkitfs.cli; "
-    script += (
-        "print([m for m in ('trio', 'cryptography', 'rich', 'apsw', 'httpx', 'pyfuse3') if m in sys.modules])"
+    """Nor what only few commands need: it is there at once."""
+    others = (
+        "trio",
+        "cryptography",
+        "rich",
+        "apsw",
+        "httpx",
+        "pyfuse3",
+        "importlib.metadata",
+        "logging.handlers",
     )
+    script = f"import sys, meshkitfs.cli; print([m for m in {others} if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
 
@@ -1184,3 +1201,24 @@ def test_every_exit_code_is_documented_in_the_help(run):
     table_text = out[out.index("exit codes:") : out.index("environment:")]
     for code in {exit_code_for(MeshkitError(name)) for name in TABLE}:
         assert re.search(rf"\b{code} [a-z]", table_text), code
+
+
+@pytest.mark.long
+def test_an_unprotected_file_is_warned_of_however_it_comes_about(run, tmp_path, monkeypatch):
+    """By `init`, and by importing an identity into one: in the same words."""
+    file, stores = str(tmp_path / "alice.identity"), tmp_path / "home"
+
+    def told(*arguments):
+        read, write = os.pipe()
+        os.write(write, f"{PHRASE}\n".encode())
+        os.close(write)
+        code, _, err = run(*arguments, "--passphrase-fd", str(read))
+        assert code == 0, err
+        return [line for line in err.splitlines() if "without a passphrase" in line]
+
+    (warning,) = told("init", "--identity", "alice", "--key-vault", "plain-file")
+    assert warning.startswith("Warning: ")
+    assert not told("identity", "export", file)
+    monkeypatch.setenv("MESHKITFS_HOME", str(tmp_path / "second"))
+    places = ("--provider", f"local:{stores}/blocks", "--metadata", f"{stores}/metadata.db")
+    assert told("identity", "import", file, "--key-vault", "plain-file", *places) == [warning]

@@ -123,16 +123,20 @@ def stamped(bob, iat, exp, *, roster=None, share=None, signer=None):
     return fault
 
 
-NOW = int(time.time())
+def now():
+    """Of the test, not of its module: a timestamp that has run out meanwhile is refused for another reason."""
+    return int(time.time())
+
+
 TIMESTAMPS = {
     "none": lambda bob: evil.withheld,
     "damaged": lambda bob: evil.damaged,
-    "run out": lambda bob: stamped(bob, NOW - 310, NOW - 10),
-    "from the future": lambda bob: stamped(bob, int(time.time()) + 600, int(time.time()) + 900),
-    "good for a year, and old": lambda bob: stamped(bob, NOW - 310, NOW + 31_536_000),
-    "over another roster": lambda bob: stamped(bob, NOW, NOW + 300, roster=bytes(32)),
-    "of another share": lambda bob: stamped(bob, NOW, NOW + 300, share=bytes(16)),
-    "of another service": lambda bob: stamped(bob, NOW, NOW + 300, signer=SigningKey.generate()),
+    "run out": lambda bob: stamped(bob, now() - 310, now() - 10),
+    "from the future": lambda bob: stamped(bob, now() + 600, now() + 900),
+    "good for a year, and old": lambda bob: stamped(bob, now() - 310, now() + 31_536_000),
+    "over another roster": lambda bob: stamped(bob, now(), now() + 300, roster=bytes(32)),
+    "of another share": lambda bob: stamped(bob, now(), now() + 300, share=bytes(16)),
+    "of another service": lambda bob: stamped(bob, now(), now() + 300, signer=SigningKey.generate()),
     "not bytes": lambda bob: evil.fixed(b"\xa0"),
     "a roster": lambda bob: evil.fixed(evil.newest_roster(bob.metadata, bob.share().row.share)),
 }

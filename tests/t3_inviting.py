@@ -26,7 +26,6 @@ from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import EmbeddedMetadata
 
-NOW = int(time.time())
 DATA = b"what the newcomer may read"
 
 
@@ -37,18 +36,22 @@ def place():
     shutil.rmtree(path)
 
 
+def now():
+    return int(time.time())
+
+
 # == tickets and claims ==================================================================================
 
 
 class Somebody:
     def __init__(self, handle):
         self.signing, self.encryption = SigningKey.generate(), EncryptionKey.generate()
-        self.record = first_record(handle, self.signing, self.encryption.public, NOW, 10**7)
+        self.record = first_record(handle, self.signing, self.encryption.public, now(), 10**7)
 
 
 def ticket_of(owner, **changes):
     made = Ticket(
-        os.urandom(16), os.urandom(32), "https://mesh.example", "code", owner.record, NOW + 60, "first"
+        os.urandom(16), os.urandom(32), "https://mesh.example", "code", owner.record, now() + 60, "first"
     )
     return replace(made, **changes)
 
@@ -85,7 +88,7 @@ def test_a_claim_is_proved_by_its_secret_for_its_identity_and_its_owner():
     owner, carol, eve = Somebody("alice"), Somebody("carol"), Somebody("eve")
     made = ticket_of(owner)
     public = SigningKey.from_seed(made.seed).public
-    sealed = seal_claim(carol.signing, carol.record, made, NOW)
+    sealed = seal_claim(carol.signing, carol.record, made, now())
     assert sealed.startswith(MAGIC)
     claim = open_claim(owner.encryption, sealed)
     assert (claim.id, claim.record, claim.sender.handle) == (made.id, carol.record, "carol")
@@ -100,7 +103,7 @@ def test_a_claim_is_proved_by_its_secret_for_its_identity_and_its_owner():
     assert caught.value.code == "key_unwrap_failed"
     # Without the secret, no other record can be put under the proof.
     with pytest.raises(MeshkitError):
-        open_claim(owner.encryption, seal_claim(eve.signing, carol.record, made, NOW))
+        open_claim(owner.encryption, seal_claim(eve.signing, carol.record, made, now()))
     for bad in (b"", MAGIC, sealed[:-1], b"MKL1\x01" + sealed[5:], sealed + b"x"):
         with pytest.raises(MeshkitError):
             open_claim(owner.encryption, bad)
@@ -284,10 +287,10 @@ def test_a_claim_without_the_secret_is_thrown_away(three):
     alice, bob, _ = three
     made = Ticket.from_text(invite(alice)["ticket"])
     forged = replace(made, seed=os.urandom(32))
-    blob = seal_claim(bob.session.identity.signing, bob.session.identity.record, forged, NOW)
+    blob = seal_claim(bob.session.identity.signing, bob.session.identity.record, forged, now())
     alice.world.run(bob.session.metadata.post_letter, alice.session.identity.encryption.kid, blob)
     unknown = replace(made, id=os.urandom(16))
-    blob = seal_claim(bob.session.identity.signing, bob.session.identity.record, unknown, NOW)
+    blob = seal_claim(bob.session.identity.signing, bob.session.identity.record, unknown, now())
     alice.world.run(bob.session.metadata.post_letter, alice.session.identity.encryption.kid, blob)
     alice.world.run(
         bob.session.metadata.post_letter, alice.session.identity.encryption.kid, MAGIC + b"junk" * 99
@@ -304,7 +307,7 @@ def test_a_claim_under_the_name_of_somebody_who_is_known(three):
     alice.grant("first", bob)
     made = Ticket.from_text(invite(alice)["ticket"])
     other = Somebody("bob")
-    blob = seal_claim(other.signing, other.record, made, NOW)
+    blob = seal_claim(other.signing, other.record, made, now())
     alice.world.run(carol.session.metadata.post_letter, alice.session.identity.encryption.kid, blob)
     assert call(alice, "share.invitations")["granted"] == []
     assert stage(alice) == ("open", "", ["bob"])

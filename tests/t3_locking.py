@@ -9,8 +9,11 @@ from devices import Device, World, scratch
 from meshkitfs.core import secret_memory
 from meshkitfs.core.keys import EncryptionKey
 from meshkitfs.core.secret_memory import SecretBytes
+from meshkitfs.daemon.door import Door
 from meshkitfs.daemon.locking import Lock
+from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
+from meshkitfs.gate._trace import STEPS
 from meshkitfs.shares import RefSeal
 from meshkitfs.shares._locking import _nodes
 
@@ -187,3 +190,43 @@ def test_texts_are_wiped():
     text = "".join(["a secret ", "in a text"])
     secret_memory.wipe_text(text)
     assert text == "\0" * 18
+
+
+def test_explain_says_what_each_step_would_need(alice):
+    """Nothing of a share can be known without the keys; that is said of each step, and nothing is made up."""
+    session, service = alice.session, Service(alice.session)
+    service.mounted = {"mountpoint": "/mnt"}
+    walks = session.gate.counters.walks
+    alice.world.run(service.lock.lock)
+    found = alice.world.run(service.call, "explain", {"path": "/mnt/first/file"})
+    assert (found["path"], found["share"], found["locked"]["by"]) == ("first/file", "first", "lock")
+    locked_steps(found)
+    assert session.gate.counters.walks == walks
+    assert code_of(alice.world.run, service.call, "explain", {"path": "nowhere"}) == "share_not_found"
+    alice.world.run(service.lock.unlock, SecretBytes(session.vault.load()))
+    found = alice.world.run(service.call, "explain", {"path": "first/file"})
+    assert {step["result"] for step in found["steps"]} == {"passed", "not required"}
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_explain_where_the_home_was_never_open(alice, watch):
+    """As a mount that came up locked answers: it does not even know which shares there are."""
+    door = Door(alice.session.home, {"mountpoint": "/mnt"}, watch=watch)
+    for path in ("/mnt/first/file", "first/file", "nowhere"):
+        found = alice.world.run(door.call, "explain", {"path": path}, lambda _: None)
+        assert (found["path"], found["share"]) == (path.removeprefix("/mnt/"), None)
+        assert found["locked"]["by"] == ("keyring" if watch else "start")
+        locked_steps(found)
+
+
+def locked_steps(found):
+    first, *others = found["steps"]
+    assert [step["step"] for step in found["steps"]] == list(STEPS)
+    assert (first["result"], first["code"]) == ("refused", "identity_locked")
+    assert first["evidence"] == found["detail"]
+    assert found["code"] == "identity_locked"
+    assert "meshkitfs unlock" in found["suggestion"]
+    for step in others:
+        assert step["result"] == "not reached"
+        assert step["evidence"]
+        assert not step["code"] + step["by"] + step["signer"] + step["since"] + step["until"] + step["rule"]

@@ -13,14 +13,14 @@ from secret_service import private_session
 
 from meshkitfs.daemon import notifying
 from meshkitfs.daemon.config import NotificationsConfig
-from meshkitfs.daemon.notifying import Note, Notifier
+from meshkitfs.daemon.notifying import DesktopNotifier, Note
 from meshkitfs.errors import MeshkitError
 
 REFUSED = MeshkitError("share_revoked", "canary-detail")
 
 
 def notifier(address="unix:path=/nowhere", *, service=None, **settings):
-    return Notifier(
+    return DesktopNotifier(
         NotificationsConfig(**settings), service, {"DBUS_SESSION_BUS_ADDRESS": address} if address else {}
     )
 

@@ -18,8 +18,9 @@ from hacked_client import HackedClient, Refused
 from homes import wait_until
 from http_server import Answer
 
-from meshkitfs.core.capability import Token
+from meshkitfs.core.capability import Token, issuing
 from meshkitfs.core.cose import record_hash
+from meshkitfs.core.identity_record import first_record
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.core.records import Capsule
 from meshkitfs.core.release import Release
@@ -515,11 +516,11 @@ def test_a_hacked_client_without_a_good_token(two, behind):
     with pytest.raises(Refused, match="capability_required"):
         client.ask(capsule)
 
-    def token(issuer, holder, **changes):
+    def token(issuer, holder, biscuit=False, **changes):
         now = int(time.time())
         fields = {"token_id": os.urandom(16), "name": "editors", "holder": holder.public, "rights": ["read"]}
         fields |= {"share": None, "iat": now, "exp": now + 600}
-        return Token.issue(issuer, **(fields | changes))
+        return issuing(biscuit).issue(issuer, **(fields | changes))
 
     mine, his = alice.session.identity.signing, bob.session.identity.signing
     # The issuer's revocation list is there since the first token was made by the command.
@@ -531,14 +532,16 @@ def test_a_hacked_client_without_a_good_token(two, behind):
         token(mine, his, share=bytes(16)),
         token(mine, his, exp=int(time.time()) - 1, iat=1),
         token(mine, his, rights=["list"]),
+        token(mine, mine, biscuit=True),
+        token(SigningKey.generate(), his, biscuit=True),
     ):
         with pytest.raises(Refused, match="capability_denied"):
             client.ask(capsule, [bad.to_bytes()])
     with pytest.raises(Refused, match="invalid_record"):
         client.ask(capsule, [token(mine, his).to_bytes()[:-1]])
-    good = token(mine, his)
-    half = client.ask(capsule, [good.to_bytes()])
-    assert client.read(blob, owner, head, bob.blocks, half) == {"file": DATA}
+    for good in (token(mine, his), token(mine, his, biscuit=True)):
+        half = client.ask(capsule, [good.to_bytes()])
+        assert client.read(blob, owner, head, bob.blocks, half) == {"file": DATA}
 
 
 def test_the_tokens_that_are_held_are_shown_to_the_service(two, behind):
@@ -556,6 +559,65 @@ def test_the_tokens_that_are_held_are_shown_to_the_service(two, behind):
     blob, owner, _ = held["strict"]
     with pytest.raises(Refused, match="revoked"):
         HackedClient(bob.root, time.time).ask(Capsule.parse(blob, {kid_of(owner): owner}), tokens)
+
+
+def test_a_token_for_a_key_that_its_holder_has_replaced(two, behind):
+    """It is theirs still. Whoever stole the old key, or shows somebody else's token, gets nothing."""
+    alice, bob = two
+    held = demanding(two, behind, capability="editors")
+    command(alice, "capability.issue", name="editors", recipient="bob", rights=["read"])
+    wait_until(lambda: _opens(bob, "strict"), "the share", 60)
+    token = max(bob.session.gate.lists.tokens(), key=lambda token: token.last.iat).to_bytes()
+    thief = HackedClient(bob.root, time.time)
+    old = bob.session.identity.signing
+    bob.world.run(lambda: bob.session.life.rotate(signing=True, encryption=False))
+    assert bob.session.identity.signing.public != old.public
+    blob, owner, head = held["strict"]
+    capsule = Capsule.parse(blob, {kid_of(owner): owner})
+    with pytest.raises(Refused, match="metadata_unauthorized"):
+        thief.ask(capsule, [token])
+    client = HackedClient(bob.root, time.time)
+    half = client.ask(capsule, [token])
+    assert client.read(blob, owner, head, bob.blocks, half) == {"file": DATA}
+    with pytest.raises(Refused, match="capability_denied: the token is another holder's"):
+        client.ask(capsule, [foreign(alice, SigningKey.generate())])
+    # The program as it is.
+    bob.session.gate._released.forget(bob.share("strict").row.share)
+    before = asked(bob)
+    assert walk(bob, name="strict").enforcement == "release"
+    assert asked(bob) == before + 1
+
+
+def foreign(issuer, holder):
+    """A token of the capability "editors" for somebody else."""
+    token = Token.issue(
+        issuer.session.identity.signing, token_id=os.urandom(16), name="editors", holder=holder.public,
+        rights=["read"], share=None, iat=int(time.time()), exp=int(time.time()) + 600,
+    )  # fmt: skip
+    return token.to_bytes()
+
+
+@pytest.mark.parametrize("broken", ["before", "after", "instead"])
+def test_keys_that_no_chain_leads_to_hold_nothing_at_the_service(two, behind, broken, monkeypatch):
+    """What the database says of keys is believed as far as the chain proves it."""
+    alice, bob = two
+    held = demanding(two, behind, capability="editors")
+    command(alice, "capability.issue", name="editors", recipient="bob", rights=["read"])
+    wait_until(lambda: _opens(bob, "strict"), "the share", 60)
+    stranger = SigningKey.generate()
+    blob, owner, _ = held["strict"]
+    capsule, client = Capsule.parse(blob, {kid_of(owner): owner}), HackedClient(bob.root, time.time)
+    chain = behind_run(behind.identity, "bob")
+    his = first_record("bob", stranger, EncryptionKey.generate().public, 1, 1 << 32)
+    mixed = {"before": [his, *chain], "after": [*chain, his], "instead": [his]}[broken]
+
+    async def identity(_handle):
+        return mixed
+
+    monkeypatch.setattr(behind, "identity", identity)
+    why = "has just been replaced" if broken == "instead" else "invalid_record"
+    with pytest.raises(Refused, match=why):
+        client.ask(capsule, [foreign(alice, stranger)])
 
 
 def test_a_hacked_client_that_a_policy_denies(two, behind):

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from memvfs import MemVfs
 from mounted import mounts_in, needs_mount, needs_root
+from namespaces import LET_GO
 
 from meshkitfs.errors import TABLE, MeshkitError
 from meshkitfs.fuse import spin
@@ -377,7 +378,7 @@ class TestTheMount:
         os.mknod(tmp_path / "fuse", 0o020666, os.makedev(10, 229))
         os.chmod(tmp_path / "fuse", 0o666)
         script = ORDINARY_USER.format(place=str(tmp_path / "mnt"), tests=str(Path(__file__).parent))
-        in_private = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/fuse && exec "$@"']
+        in_private = ["unshare", "--mount", "sh", "-c", f'{LET_GO}; mount --bind "$0" /dev/fuse && exec "$@"']
         ended = subprocess.run(
             [*in_private, tmp_path / "fuse", sys.executable, "-c", script],
             capture_output=True,

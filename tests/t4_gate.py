@@ -490,6 +490,7 @@ def test_refused_before_the_key(scene, spoil, code, step):
     [
         ({"vault": f"{'0f' * 16}@{NOBODYS}"}, "vault_membership_required", "vault"),
         ({"capability": f"editors@{NOBODYS}"}, "capability_required", "capability"),
+        ({"require_key_vault": ["hardware_backed"]}, "keyvault_strength_required", "keyvault"),
     ],
 )
 def test_conditions_that_nobody_here_can_meet(scene, terms, code, step):
@@ -1136,6 +1137,7 @@ ELSEWHERE = {
     "policy_invalid": "t3_policies.py, t4_policies.py",
     "policy_in_use": "t3_policies.py, t4_policies.py",
     "capability_denied": "t4_conditions.py",
+    "biscuit_not_installed": "t3_biscuit.py",
     "key_release_refused": "needs a release service: t4_release.py, t3_release.py",
     "key_release_unavailable": "needs a release service: t4_release.py, t3_release.py",
     "provider_http_error": "needs a byte store that speaks HTTP: t1_s3.py, t1_ipfs.py",
@@ -1215,7 +1217,8 @@ def test_the_gate_answers_eacces_and_the_bytes_answer_eio():
             "capsule_not_found", "share_expired", "share_revoked", "freshness_unproven",
             "policy_provider_required", "policy_provider_error", "policy_denied", "vault_membership_required",
             "capability_required", "capability_denied", "key_release_refused", "key_release_unavailable",
-            "right_not_granted", "key_replaced", "contact_key_changed",
+            "biscuit_not_installed", "right_not_granted", "key_replaced", "contact_key_changed",
+            "keyvault_strength_required",
         },
         errno.EIO: {
             "cid_mismatch", "invalid_envelope", "head_rollback", "head_fork", "roster_rollback", "roster_fork",

@@ -246,9 +246,17 @@ result = sorted(set(answers)), len(answers)
 class TestWorkers:
     def test_polling_finds_requests_that_follow_closely_and_stops_where_it_does_not_pay(self, mount):
         daemon = mount(timeout=0)
-        daemon.do("for _ in range(500): os.statvfs(root)")
         busy = daemon("state")
-        assert busy["hits"] > 5 * busy["sleeps"]
+        # Where others need the processors too, the next request may come too late for a while.
+        for _ in range(20):
+            before = busy
+            daemon.do("for _ in range(500): os.statvfs(root)")
+            busy = daemon("state")
+            found, slept = (busy[name] - before[name] for name in ("hits", "sleeps"))
+            if found > 5 * slept:
+                break
+        else:
+            pytest.fail(f"of the last 500 requests, polling found {found}, and a worker slept {slept} times")
         daemon.do(
             """
 for _ in range(200):

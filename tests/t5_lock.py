@@ -439,6 +439,13 @@ def test_a_passphrase(tmp_path):
         assert "identity_locked" in carol.errors_text()
         assert carol.status_file()["shares"] == []
         assert carol.cli("share", "list", check=False).error["code"] == "identity_locked"
+        walk = carol.cli("explain", str(carol.mnt / "first/file"))
+        assert (walk["code"], walk["path"], walk["locked"]["by"]) == (
+            "identity_locked",
+            "first/file",
+            "start",
+        )
+        assert [step["result"] for step in walk["steps"]] == ["refused"] + ["not reached"] * 10
         assert carol.cli("unlock", check=False).error["code"] == "identity_locked"
         with pytest.raises(MeshkitError) as caught:
             carol.ask("unlock", key="00" * 32)

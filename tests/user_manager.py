@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from namespaces import LET_GO
 
 _DEADLINE = 30.0
 _SYSTEMD = "/lib/systemd/systemd"
@@ -24,6 +25,7 @@ _SYSTEMD = "/lib/systemd/systemd"
 _SCRIPT = f"""\
 echo $BASHPID > "$1/cgroup.procs"
 exec unshare --mount --cgroup --propagation slave bash -ec '
+{LET_GO}
 mount --make-rshared /
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run

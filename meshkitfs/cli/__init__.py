@@ -5,6 +5,7 @@ person on the terminal, or with ``--json`` as one line of JSON on stdout, and th
 JSON on stderr. Exit codes are by kind of failure and documented in docs/cli.md.
 """
 
+from ._fstab import mount_fstab
 from ._main import main
 
-__all__ = ["main"]
+__all__ = ["main", "mount_fstab"]

@@ -19,7 +19,8 @@ __all__ = ["capability_commands"]
 
 _MAX_BYTES: Final = 200_000
 _DEFAULT_EXPIRY: Final = "30d"
-_TEXT: Final = "meshkit-capability"  # how a token's text begins
+_TEXTS: Final = ("meshkit-capability", "meshkit-biscuit")  # how a token's text begins
+_FORMATS: Final = ("cose", "biscuit")
 
 
 def issue(context: Context, args: argparse.Namespace) -> int:
@@ -30,6 +31,7 @@ def issue(context: Context, args: argparse.Namespace) -> int:
         "rights": args.rights,
         "expires": args.expires,
         "share": args.share,
+        "format": args.format,
     }
     return _made(context, args, "capability.issue", params)
 
@@ -95,7 +97,7 @@ def list_tokens(context: Context, _args: argparse.Namespace) -> int:
 def inspect(context: Context, args: argparse.Namespace) -> int:
     """``capability inspect ID|FILE|-``"""
     place = args.capability
-    if place == "-" or os.path.exists(place) or os.sep in place or place.startswith(_TEXT):
+    if place == "-" or os.path.exists(place) or os.sep in place or place.startswith(_TEXTS):
         data = context.call("capability.inspect", {"text": _read(place)})
     else:
         data = context.call("capability.inspect", {"capability": place})
@@ -146,7 +148,7 @@ def revoke(context: Context, args: argparse.Namespace) -> int:
 def _read(place: str) -> str:
     if place == "-":
         return sys.stdin.read(_MAX_BYTES)
-    if place.startswith(_TEXT):
+    if place.startswith(_TEXTS):
         raise MeshkitError("invalid_argument", "a token comes in a file, or with '-' on standard input")
     try:
         with open(place, "rb") as file:
@@ -163,6 +165,7 @@ def _shown(data: dict[str, Any]) -> list[str]:
             ("rights", ", ".join(data.get("rights") or ())),
             ("share", data.get("share") or "any that demands it"),
             ("expires", ago(data.get("expires"))),
+            ("format", data.get("format")),
         ]
     )
 
@@ -189,6 +192,12 @@ def capability_commands(add_to: _Adder, rights: Any) -> None:
         metavar="WHEN",
         default=_DEFAULT_EXPIRY,
         help=f"as in 'share add' (default: {_DEFAULT_EXPIRY})",
+    )
+    make.add_argument(
+        "--format",
+        choices=_FORMATS,
+        default=_FORMATS[0],
+        help="biscuit: for programs that read Biscuits, and homes with that part installed (default: cose)",
     )
     _common(make)
     less = group.command(

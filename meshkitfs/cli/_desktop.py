@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -65,6 +64,8 @@ def _each(context: Context, work: Callable[[str, Path, int], None], word: str) -
 
 
 def _put(source: str, target: Path, mode: int) -> None:
+    from importlib import resources  # only this command needs it, and it loads much
+
     text = resources.files("meshkitfs.desktop").joinpath(source).read_text(encoding="utf-8")
     program = os.path.abspath(sys.argv[0])
     text = text.replace("@PROGRAM@", f'"{program}"' if " " in program else program)

@@ -17,7 +17,7 @@ from ..errors import MeshkitError
 from . import _joining as joining
 from ._context import Context
 from ._inviting import claim_it, claimed, read_ticket
-from ._keyvault import seal_of
+from ._keyvault import seal_of, warn_of
 from ._output import fields, printable
 
 if TYPE_CHECKING:
@@ -94,11 +94,7 @@ def _set_up(
         data["invitation"] = claim_it(context, invitation)
         lines += claimed(data["invitation"])
     context.out.result(data, lines)
-    if vault.get("kind") == "plain-file":
-        context.out.note(
-            "Warning: the private keys are in a file without a passphrase. Whoever can read that file, "
-            "or a backup of it, is you."
-        )
+    warn_of(context, vault.get("kind"))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MeshkitError
 from ._context import Context
+from ._keyvault import demands_option
 from ._mounting import mount_points
 from ._new_file import new_file
 from ._output import ago, clock, duration, fields, printable, table
@@ -44,6 +45,7 @@ def invite(context: Context, args: argparse.Namespace) -> int:
             ("good for one person until", clock(data["until"])),
             ("access until", ago(data["expires"] or None)),
             ("offline grace", duration(data["offline_grace"]) if data.get("offline_grace") else None),
+            ("key vault", ", ".join(data["key_vault_required"]) or None),
         ]
     )
     lines += [
@@ -65,6 +67,7 @@ def _made(context: Context, args: argparse.Namespace) -> dict[str, Any]:
             "within": args.within,
             "link": args.link,
             "offline_grace": args.offline_grace,
+            "require_key_vault": args.require_key_vault,
         },
     )
 
@@ -204,6 +207,7 @@ def invite_commands(add: _Adder, share: _Adder, rights: Any) -> None:
     )
     make.add_argument("--expires", metavar="WHEN", help="when the access ends, as in 'share add'")
     make.add_argument("--offline-grace", metavar="TIME", help="as in 'share add'")
+    demands_option(make)
     make.add_argument(
         "--within", metavar="TIME", default="7d", help="how long it can be claimed, 60s to 30d (default: 7d)"
     )

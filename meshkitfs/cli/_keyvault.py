@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from ..daemon import config, logs
-from ..daemon.config import KEY_VAULTS
+from ..daemon.config import KEY_VAULT_DEMANDS, KEY_VAULTS
 from ..errors import MeshkitError
 from ._context import Context
 from ._output import fields, table
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._parser import _Adder
 
 __all__ = [
+    "demands_option",
     "key_vault_commands",
     "list_key_vaults",
     "migrate",
@@ -23,6 +24,7 @@ __all__ = [
     "seal_of",
     "seal_options",
     "show",
+    "warn_of",
 ]
 
 _HOLD_SECONDS: Final = 20.0
@@ -49,6 +51,24 @@ def key_vault_commands(add: _Adder) -> None:
     seal_options(move)
 
 
+def demands_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--require-key-vault``, for what makes a grant."""
+    parser.add_argument(
+        "--require-key-vault",
+        metavar="LIST",
+        type=_demanded,
+        help=f"demand of the recipient's key vault: {', '.join(KEY_VAULT_DEMANDS)} (comma-separated)",
+    )
+
+
+def _demanded(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = next((name for name in names if name not in KEY_VAULT_DEMANDS), None)
+    if unknown is not None:
+        raise argparse.ArgumentTypeError(f"'{unknown}' is not one of {', '.join(KEY_VAULT_DEMANDS)}")
+    return names
+
+
 def seal_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tpm-pin", action="store_true", help="with tpm2: seal the key with a PIN too")
     parser.add_argument(
@@ -65,6 +85,15 @@ def seal_of(args: argparse.Namespace) -> keyvault.Seal | None:
     from .. import keyvault
 
     return keyvault.Seal(args.tpm_pin, args.tpm_pcrs) if args.tpm_pin or args.tpm_pcrs else None
+
+
+def warn_of(context: Context, kind: str | None) -> None:
+    """Say it when the keys of this home are in a ``kind`` of key vault that protects them from nobody."""
+    if kind == "plain-file":
+        context.out.note(
+            "Warning: the private keys are in a file without a passphrase. Whoever can read that file, "
+            "or a backup of it, is you."
+        )
 
 
 def open_key_vault(context: Context) -> keyvault.KeyVault:
@@ -142,6 +171,7 @@ def migrate(context: Context, args: argparse.Namespace) -> int:
         {"key_vault": report.as_dict(), "before": before},
         [f"The key of this home is in its {report.kind} key vault now.", *fields([("", report.detail)])],
     )
+    warn_of(context, report.kind)
     return 0
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from ..daemon import background, client, config, logs
 from ..daemon.failures import as_error
 from ..daemon.home import Home
+from ..daemon.notify import Notifier
 from ..errors import MeshkitError, exit_code_for
-from ..fuse import preflight
+from ..fuse import handover, preflight
 from ._context import Context
 from ._keyvault import open_key_vault
 from ._output import printable
@@ -71,12 +72,13 @@ def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, 
         return info
 
 
-def _options(args: argparse.Namespace) -> config.MountOptions:
+def _options(args: argparse.Namespace, *, locked: bool | None = None) -> config.MountOptions:
     return config.MountOptions(
         args.nonempty,
         args.read_only,
         args.fsync,
-        args.locked,
+        args.locked if locked is None else locked,
+        args.noexec,
         log_format=args.log_format,
         metrics=args.metrics,
     )
@@ -94,12 +96,16 @@ def _settled_info(home: Home) -> dict[str, Any] | None:
 
 def _foreground(context: Context, args: argparse.Namespace) -> int:
     background.tune_allocator()
+    notifier = Notifier.take()
     pipe = background.ReadyPipe(args.ready_fd)
     in_background = args.ready_fd is not None
     home = context.home
     try:
         place, info = _prepare(context, args)
         if info is not None:
+            if notifier is not None:
+                # Not as if it were ours: it would be systemd's to watch and to end.
+                raise MeshkitError("home_busy", f"it is mounted already, by process {info.get('pid')}")
             pipe.ready(info)
             context.out.result(
                 {**info, "mountpoint": place}, [f"It is mounted at {printable(place)} already."]
@@ -109,15 +115,19 @@ def _foreground(context: Context, args: argparse.Namespace) -> int:
         def on_ready(info: dict[str, Any] | None = None) -> None:
             context.passphrase.forget()
             pipe.ready({"mountpoint": place, **(info or {})})
-            if not in_background:
+            if not in_background and notifier is None:
                 context.out.note(f"Mounted at {printable(place)}. Ctrl-C unmounts it.")
 
         from ..daemon.run import run_mount
 
-        options = _options(args)
+        # Under systemd there is nobody to ask, now or at the next try: it waits, locked, for 'unlock'.
+        waits = notifier is not None and not context.passphrase.given and _asks(context)
+        options = _options(args, locked=args.locked or waits)
         with _held(home):
             logs.setup_home(home, stderr=not in_background, form=options.log_format)
-            client.run_async(partial(run_mount, home, Path(place), options, context.passphrase, on_ready))
+            client.run_async(
+                partial(run_mount, home, Path(place), options, context.passphrase, on_ready, notifier)
+            )
     except BaseException as error:
         pipe.failed(as_error(error))
         raise
@@ -155,8 +165,11 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
             return place, info
         where = printable(info.get("mountpoint") or "nowhere yet")
         raise MeshkitError("home_busy", f"this home is mounted at {where} (process {info.get('pid')})")
-    preflight.check_system()
-    preflight.clear_stale(point)
+    if handover.wanted():
+        handover.clear_stale(preflight.resolve(point))
+    else:
+        preflight.check_system()
+        preflight.clear_stale(point)
     if args.dir is None and not os.path.lexists(point):
         # Our own default may be made; a directory that a person named and that is missing is a typo.
         point.mkdir(mode=0o700, parents=True)
@@ -164,6 +177,10 @@ def _prepare(context: Context, args: argparse.Namespace) -> tuple[str, dict[str,
     if settings.metadata.path is not None:
         state.append(settings.metadata.path)
     return preflight.check_mountpoint(point, state, args.nonempty), None
+
+
+def _asks(context: Context) -> bool:
+    return open_key_vault(context).asks() is not None
 
 
 def _passphrase(context: Context) -> str | None:

@@ -35,6 +35,7 @@ def mounting_commands(
         "--nonempty", action="store_true", help="allow DIR to have files, which are hidden then"
     )
     mount.add_argument("--read-only", action="store_true", help="refuse every change")
+    mount.add_argument("--noexec", action="store_true", help="let no program be run from the mount")
     mount.add_argument(
         "--fsync",
         choices=FSYNC,

@@ -15,7 +15,7 @@ from ..daemon import client, logs
 from ..errors import MeshkitError
 from ._context import Context
 from ._init import agreed_stores
-from ._keyvault import seal_of
+from ._keyvault import seal_of, warn_of
 from ._new_file import new_file
 from ._output import clock, fields, printable
 from ._words import WORDS, WordsPlace, ask_words, words_of
@@ -172,6 +172,7 @@ def _taken(
         ]
     )
     context.out.result(data | {"home": str(home.root)}, lines)
+    warn_of(context, vault.get("kind"))
     return 0
 
 

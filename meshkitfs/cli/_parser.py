@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -13,12 +14,13 @@ from ..daemon.config import ENFORCEMENT, KEY_VAULTS
 from ..errors import MeshkitError
 from . import _doctor, _history, _init, _inspect, _people, _providers, _shares
 from ._audit import audit_commands
+from ._autostart import autostart_commands
 from ._capabilities import capability_commands
 from ._context import Context
 from ._desktop import desktop_commands
 from ._inviting import invite_commands
 from ._keeping_grammar import keeping_commands
-from ._keyvault import key_vault_commands, seal_options
+from ._keyvault import demands_option, key_vault_commands, seal_options
 from ._mounting_grammar import mounting_commands
 from ._moving import moving_commands
 from ._operator import operator_commands
@@ -32,6 +34,7 @@ __all__ = ["UsageError", "build_parser"]
 RIGHTS: Final = ("list", "read", "write")
 DEFAULT_TIMEOUT: Final = 300.0
 DEFAULT_LIMIT: Final = 20
+_OF_AUTOSTART: Final = ("install", "uninstall", "status")
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -76,12 +79,19 @@ class _Parser(argparse.ArgumentParser):
             choices = [choice.strip(" '") for choice in wrong[2].split(",")]
             near = difflib.get_close_matches(wrong[1], choices, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(choices)}"
+            # What many other programs call `service install` is not about who runs a service here.
+            if self.prog.endswith(" service") and wrong[1] in _OF_AUTOSTART:
+                hint = f"systemd units are 'meshkitfs autostart {wrong[1]}'"
             message = f"'{wrong[1]}' is not known here: {hint}"
         raise UsageError(message, self.prog)
 
 
+@functools.cache
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; ``args.handler(context, args)`` does the command."""
+    """Return the parser of the whole command line; ``args.handler(context, args)`` does the command.
+
+    It is always the same one: nothing may be added to it.
+    """
     shared = _shared_options()
     parser = _Parser(
         prog="meshkitfs",
@@ -94,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _Adder(commands, shared)
     _setup_commands(add)
     mounting_commands(add, _descriptor, _timeout)
+    autostart_commands(add)
     _share_commands(add)
     policy_commands(add)
     vault_commands(add)
@@ -273,6 +284,7 @@ def _share_commands(add: _Adder) -> None:
     grant.add_argument("--policy", metavar="ID", help="demand a yes of this policy at every open")
     grant.add_argument("--vault", metavar="NAME", help="demand membership of this vault (see vault create)")
     grant.add_argument("--capability", metavar="NAME", help="demand a token of it (see capability issue)")
+    demands_option(grant)
     revoke = share.command(
         "revoke",
         _shares.revoke,

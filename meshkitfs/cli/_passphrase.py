@@ -48,6 +48,11 @@ class PassphraseSource:
     def __repr__(self) -> str:
         return "PassphraseSource(...)"
 
+    @property
+    def given(self) -> bool:
+        """Whether it comes from a descriptor or a file, and nobody has to be asked."""
+        return self._descriptor is not None or bool(self._file)
+
     def forget(self) -> None:
         """Wipe the answer: a process that lives on does not keep it."""
         if self._answer is not None:

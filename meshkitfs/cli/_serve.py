@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..core.durations import parse_span
 from ..daemon import logs
 from ..daemon.config import LOG_FORMATS
+from ..daemon.notify import Notifier
 from ..errors import MeshkitError
 from ._context import Context
 from ._output import clock
@@ -33,12 +34,15 @@ def serve(context: Context, args: argparse.Namespace) -> int:
     """``serve``: run the service in this process until it is told to end."""
     server = server_room()
     settings = settings_of(server, args)
+    notifier = Notifier.take()
     logs.setup(None, stderr=True, level=logging.WARNING, form=settings.log_format)
 
     def started(addresses: list[str]) -> None:
         data = {"listening": addresses, "join": settings.join}
         context.out.result(data, [f"Listening on {', '.join(addresses)}. Ctrl-C ends it."])
         sys.stdout.flush()
+        if notifier is not None:
+            notifier.ready(f"Listening on {', '.join(addresses)}")
 
     run(partial(server.serve, settings, started))
     return 0

@@ -125,6 +125,7 @@ def add(context: Context, args: argparse.Namespace) -> int:
             "vault": args.vault,
             "capability": args.capability,
             "offline_grace": args.offline_grace,
+            "require_key_vault": args.require_key_vault,
         },
     )
     what = "exactly this version" if data.get("grant") == "snapshot" or args.snapshot else "from now on"
@@ -280,6 +281,8 @@ def _conditions(item: Mapping[str, Any]) -> str:
     named = [f"{name} {item[name]}" for name in ("policy", "vault", "capability") if item.get(name)]
     if item.get("offline_grace"):
         named.append(f"offline for {duration(item['offline_grace'])}")
+    if item.get("key_vault_required"):
+        named.append(f"key vault {', '.join(item['key_vault_required'])}")
     if item.get("grant") == "snapshot":
         named.insert(0, "snapshot")
     return ", ".join(named)

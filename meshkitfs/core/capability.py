@@ -1,9 +1,10 @@
 """Capability tokens: a chain of signed blocks that can be narrowed and passed on without asking the issuer.
 
 The issuer signs the first block and names its holder's key in it; each holder can add a block, signed with
-that key, which names the next holder (who may be themselves) and can only take away. A token is of no use to
-anybody but the holder that its last block names: to use it, one has to hold that private key. It holds no
-secret; who sees a token learns what it allows, not how to use it.
+that key, which names the next holder (who may be themselves) and can only take away. The same chain can be
+a Biscuit (`meshkitfs.core.biscuit`). A token is of no use to anybody but the holder that its last block
+names: to use it, one has to hold that private key. It holds no secret; who sees a token learns what it
+allows, not how to use it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ from meshkitfs.core.pinned import Pinned, valid_label
 from meshkitfs.errors import MeshkitError
 
 __all__ = [
+    "BISCUIT_MAGIC",
+    "BISCUIT_PREFIX",
     "BLOCKS_MAX",
+    "FORMATS",
     "LETTER_MAGIC",
     "PREFIX",
     "TOKEN_MAX",
@@ -44,6 +48,7 @@ __all__ = [
     "Token",
     "check_token",
     "implied_rights",
+    "issuing",
     "open_token",
     "seal_token",
     "usable_tokens",
@@ -52,6 +57,10 @@ __all__ = [
 PREFIX: Final = "meshkit-capability1:"
 BLOCKS_MAX: Final = 16
 _MAGIC: Final = b"MKT1\x01"
+# The same token as a Biscuit; see `meshkitfs.core.biscuit`.
+BISCUIT_PREFIX: Final = "meshkit-biscuit1:"
+BISCUIT_MAGIC: Final = b"MKB1\x01"
+FORMATS: Final = ("cose", "biscuit")
 # A token in a mailbox, sealed to the one who may use it.
 LETTER_MAGIC: Final = b"MKV1\x01"
 _INFO: Final = b"mk/capability@1\0"
@@ -119,6 +128,13 @@ class Block(Record):
         if not value["rights"] or list(value["rights"]) != sorted(value["rights"]):
             raise refuse("rights out of order, or none")
 
+    def check_follows(self, parent: Block) -> None:
+        """Raise ``invalid_record`` unless this is the next block after ``parent``, and allows no more."""
+        if self.prev != parent.digest or (self.id, self.name) != (parent.id, parent.name):
+            raise refuse("a block that does not follow the one before it")
+        if not self.narrows(parent):
+            raise refuse("a block that allows more than the one before it")
+
     def narrows(self, parent: Block) -> bool:
         """Whether this block allows nothing that ``parent`` does not."""
         return (
@@ -131,6 +147,10 @@ class Block(Record):
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Token:
     """A token whose chain was verified from ``issuer`` (a public key) on; ``blobs`` are its signed blocks."""
+
+    # How its text begins.
+    TEXT: ClassVar[str] = PREFIX
+    FORMAT: ClassVar[str] = "cose"
 
     issuer: bytes
     blobs: tuple[bytes, ...]
@@ -180,6 +200,14 @@ class Token:
         Raises MeshkitError ``capability_denied`` if ``signer`` does not hold it, if it would allow more than
         this one, or if there are `BLOCKS_MAX` blocks already.
         """
+        block = self._next(signer, holder, rights, share, exp, iat)
+        return type(self).verify([*self.blobs, block.sign(signer)], self.issuer)
+
+    def _next(
+        self, signer: SigningKey, holder: bytes, rights: Sequence[str] | None, share: bytes | None,
+        exp: int | None, iat: int,
+    ) -> Block:  # fmt: skip
+        """Return the block that `narrow` adds, if it may."""
         last = self.last
         if signer.public != last.holder:
             raise MeshkitError("capability_denied", "only its holder can narrow it or pass it on")
@@ -192,7 +220,7 @@ class Token:
         )  # fmt: skip
         if not block.narrows(last):
             raise MeshkitError("capability_denied", "a token can only be narrowed, never widened")
-        return type(self).verify([*self.blobs, block.sign(signer)], self.issuer)
+        return block
 
     @classmethod
     def verify(cls, blobs: Sequence[bytes], issuer: bytes) -> Token:
@@ -210,11 +238,7 @@ class Token:
             if block.n != number:
                 raise refuse("blocks of a token out of order")
             if blocks:
-                parent = blocks[-1]
-                if block.prev != parent.digest or (block.id, block.name) != (parent.id, parent.name):
-                    raise refuse("a block that does not follow the one before it")
-                if not block.narrows(parent):
-                    raise refuse("a block that allows more than the one before it")
+                block.check_follows(blocks[-1])
             blocks.append(block)
             signer = block.holder
         return cls(issuer, tuple(blobs), tuple(blocks))
@@ -230,8 +254,11 @@ class Token:
     def from_bytes(cls, data: bytes) -> Token:
         """Return the token in ``data``, its chain verified from the issuer that it names itself.
 
-        Whether that issuer is the right one is for `check_token`. Raises MeshkitError ``invalid_record``.
+        Whether that issuer is the right one is for `check_token`. Raises MeshkitError ``invalid_record``, and
+        ``biscuit_not_installed`` for a Biscuit where nothing can read one.
         """
+        if data.startswith(BISCUIT_MAGIC):
+            return _biscuits().from_bytes(data)
         if not len(_MAGIC) + 32 < len(data) <= TOKEN_MAX + 32 or not data.startswith(_MAGIC):
             raise refuse("not a capability token of a version known here")
         at = len(_MAGIC) + 32
@@ -246,7 +273,7 @@ class Token:
 
     def to_text(self) -> str:
         """Return the token as one line of text."""
-        return PREFIX + base64.urlsafe_b64encode(self.to_bytes()).decode().rstrip("=")
+        return self.TEXT + base64.urlsafe_b64encode(self.to_bytes()).decode().rstrip("=")
 
     @classmethod
     def from_text(cls, text: str) -> Token:
@@ -256,14 +283,36 @@ class Token:
         any of it.
         """
         squeezed = "".join(text[: 2 * TOKEN_MAX].split())
-        encoded = squeezed.removeprefix(PREFIX)
+        kind, colon, encoded = squeezed.partition(":")
         try:
             raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
             raw = b""
-        if encoded == squeezed or base64.urlsafe_b64encode(raw).decode().rstrip("=") != encoded:
+        if (
+            kind + colon not in (PREFIX, BISCUIT_PREFIX)
+            or base64.urlsafe_b64encode(raw).decode().rstrip("=") != encoded
+        ):
             raise MeshkitError("invalid_argument", "that is not the text of a capability token")
+        if (kind + colon == BISCUIT_PREFIX) != raw.startswith(BISCUIT_MAGIC):
+            raise MeshkitError("invalid_argument", "a capability token of another kind than its text says")
         return cls.from_bytes(raw)
+
+
+def issuing(biscuit: bool) -> type[Token]:
+    """Return the class that issues tokens: as Biscuits, or in the format of this module.
+
+    Raises MeshkitError ``biscuit_not_installed``.
+    """
+    return _biscuits() if biscuit else Token
+
+
+def _biscuits() -> type[Token]:
+    """Return the class of tokens that are Biscuits, which needs an optional library."""
+    try:
+        from meshkitfs.core.biscuit import BiscuitToken
+    except ImportError:
+        raise MeshkitError("biscuit_not_installed") from None
+    return BiscuitToken
 
 
 def check_token(

@@ -18,13 +18,24 @@ from meshkitfs.core.fields import text as text_field
 from meshkitfs.core.keys import SigningKey, key_commit, kid_of
 from meshkitfs.core.release import ReleaseService
 
-__all__ = ["RIGHTS", "RULES_MAX", "WRAP_SIZE", "Capsule", "capsule_info", "capsule_type", "make_capsule"]
+__all__ = [
+    "RIGHTS",
+    "RULES_MAX",
+    "WRAP_SIZE",
+    "Capsule",
+    "capsule_header",
+    "capsule_info",
+    "capsule_type",
+    "make_capsule",
+]
 
 RIGHTS: Final = ("list", "read", "reshare", "write")
 WRAP_SIZE: Final = 32 + hpke.OVERHEAD
 RULES_MAX: Final = 8192  # bytes of the rules of a policy
+DEMANDS_MAX: Final = 8  # of a recipient's key vault
 TYPE: Final = "mk/cap@1"
 TYPE_2: Final = "mk/cap@2"
+TYPE_3: Final = "mk/cap@3"
 
 # What a provider decides, and what the recipient's own device decides by the rules that stand here.
 _ASKED_FIELDS: Final[Mapping[str, Check]] = {
@@ -87,6 +98,15 @@ _HEADER_2: Final[Mapping[str, Check]] = {
     "t": choice(TYPE_2),
     "rel": _release,
 }
+_HEADER_3: Final[Mapping[str, Check]] = {
+    **_HEADER,
+    "v": uint(3, 3),
+    "t": choice(TYPE_3),
+    "rel": nullable(_release),
+    # Words that this program does not know are taken in: the gate refuses them, with a code that says why.
+    "keyvault": array(text_field(64, 1), DEMANDS_MAX),
+}
+_VERSIONS: Final = {TYPE: (1, _HEADER), TYPE_2: (2, _HEADER_2), TYPE_3: (3, _HEADER_3)}
 # What a caller may leave out of a header it wants signed.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "ver": 0,
@@ -103,7 +123,16 @@ _OURS: Final = frozenset(("v", "t", "kc", "frm", "to"))
 
 def capsule_type(blob: bytes) -> str:
     """Return of which type a capsule says that it is. Nothing is verified."""
-    return TYPE_2 if cose.claims(blob, TYPE_2) else TYPE
+    return next((typ for typ in (TYPE_3, TYPE_2) if cose.claims(blob, typ)), TYPE)
+
+
+def capsule_header(blob: bytes) -> Mapping[str, Any]:
+    """Return the header of a capsule that was made or verified here before. Nothing is verified.
+
+    Raises MeshkitError ``invalid_record`` for what is no capsule at all.
+    """
+    header: Mapping[str, Any] = cose.peek1(blob, capsule_type(blob))["h"]
+    return header
 
 
 def capsule_info(header: Mapping[str, Any]) -> bytes:
@@ -113,7 +142,7 @@ def capsule_info(header: Mapping[str, Any]) -> bytes:
 
 
 def _check_header(header: Any, typ: str) -> None:
-    check_fields(header, _HEADER_2 if typ == TYPE_2 else _HEADER, "a capsule")
+    check_fields(header, _VERSIONS[typ][1], "a capsule")
     if header["grant"] == "live":
         if header["ver"] or header["root"]:
             raise refuse("a live grant names no version")
@@ -123,8 +152,10 @@ def _check_header(header: Any, typ: str) -> None:
         raise refuse("a capsule that ends before it begins")
     if not header["rights"] or header["rights"] != sorted(header["rights"]):
         raise refuse("rights out of order, or none")
-    if typ == TYPE_2 and header["grant"] == "snapshot" and header["rel"]["part"] != "half":
+    if header.get("rel") and header["grant"] == "snapshot" and header["rel"]["part"] != "half":
         raise refuse("a snapshot holds no seed")
+    if typ == TYPE_3 and (not header["keyvault"] or header["keyvault"] != sorted(header["keyvault"])):
+        raise refuse("demands of a key vault out of order, or none")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
@@ -135,9 +166,10 @@ class Capsule:
     of one manifest, whose version and digest ``ver`` and ``root`` pin). ``to`` is the kid of the recipient's
     encryption key, ``frm`` that of the owner's signing key, ``digest`` the capsule's record hash. ``pol`` is
     None or a map: ``id``, ``key`` and ``url`` (a provider is asked), or ``id``, ``rules`` and ``who`` (the
-    rules are here, and ``who`` is the recipient's name in them). ``rel`` is None (version 1), or a map with
-    the ``url`` and the Ed25519 ``key`` of the release service, and the ``part`` that ``wrap`` holds: "half"
-    or "whole".
+    rules are here, and ``who`` is the recipient's name in them). ``rel`` is None, or a map with the ``url``
+    and the Ed25519 ``key`` of the release service, and the ``part`` that ``wrap`` holds: "half" or "whole".
+    ``keyvault`` is what the recipient's key vault has to give (version 3), sorted; empty if nothing is
+    demanded of it.
     """
 
     TYPE: ClassVar[str] = TYPE
@@ -168,6 +200,7 @@ class Capsule:
     info: bytes
     digest: bytes
     rel: dict[str, Any] | None = None
+    keyvault: tuple[str, ...] = ()
 
     @property
     def service(self) -> ReleaseService | None:
@@ -196,7 +229,7 @@ class Capsule:
         if type(wrap) is not bytes or len(wrap) != WRAP_SIZE:
             raise refuse("wrapped key of another length")
         info = capsule_info(header)
-        values = header | {"rights": tuple(header["rights"])}
+        values = header | {"rights": tuple(header["rights"]), "keyvault": tuple(header.get("keyvault", ()))}
         return cls(**values, wrap=wrap, info=info, digest=cose.record_hash(blob))
 
 
@@ -206,7 +239,8 @@ def make_capsule(
     """Return a signed capsule that wraps ``key`` (32 bytes) to an X-Wing public key.
 
     ``header`` has the fields of `Capsule` except v, t, kc, frm and to, which are filled in; ver, root,
-    minver, pol, vault, cap, offline_grace and kind may be left out; rights are sorted. For a live grant
+    minver, pol, vault, cap, offline_grace and kind may be left out; rights and ``keyvault`` are sorted, and
+    the capsule is of the lowest version that has what is in its header. For a live grant
     ``key`` is the share's epoch key, for a snapshot the key of that manifest. With ``rel`` in the header,
     what is wrapped is ``held`` (32 bytes), which leads to ``key`` (`meshkitfs.core.release`). Raises
     MeshkitError ``invalid_record`` for a header that breaks a rule or an unusable recipient key.
@@ -215,15 +249,26 @@ def make_capsule(
         raise ValueError("a capsule holds a key of 32 bytes")
     if _OURS & header.keys():
         raise ValueError("v, t, kc, frm and to are filled in here")
-    if len(held) != (32 if "rel" in header else 0):
+    if len(held) != (32 if header.get("rel") else 0):
         raise ValueError("a capsule holds something else than its key if, and only if, that is in halves")
-    typ = TYPE_2 if "rel" in header else TYPE
     full: dict[str, Any] = {**_DEFAULTS, **header}
     full["rights"] = sorted(full.get("rights", ()))
+    if full.get("keyvault"):
+        typ = TYPE_3
+        full["rel"] = full.get("rel")
+        full["keyvault"] = sorted(full["keyvault"])
+    else:
+        full.pop("keyvault", None)
+        typ = TYPE_2 if "rel" in header else TYPE
     if type(full.get("pol")) is dict and "rules" not in full["pol"]:
         full["pol"] = {"key": None, "url": None} | full["pol"]
-    version = 2 if "rel" in header else 1
-    full |= {"v": version, "t": typ, "frm": owner.kid, "to": kid_of(recipient_public), "kc": bytes(32)}
+    full |= {
+        "v": _VERSIONS[typ][0],
+        "t": typ,
+        "frm": owner.kid,
+        "to": kid_of(recipient_public),
+        "kc": bytes(32),
+    }
     _check_header(full, typ)
     full["kc"] = key_commit(key, full["oid"], full["epoch"], full["ver"])
     wrap = hpke.wrap(recipient_public, capsule_info(full), held or key)

@@ -130,7 +130,7 @@ class SigningKey:
 
     @property
     def seed(self) -> bytes:
-        """The 32 secret bytes this key comes from; for sealing an identity, nothing else."""
+        """The 32 secret bytes this key comes from; for sealing an identity, and for libraries that sign."""
         return self._private().private_bytes_raw()
 
     def _private(self) -> Ed25519PrivateKey:

@@ -155,6 +155,8 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command += ["--metrics", options.metrics]
     if options.locked:
         command.append("--locked")
+    if options.noexec:
+        command.append("--noexec")
     return [*command, "--", str(point)]
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from meshkitfs.core.capability import Token
+from meshkitfs.core.capability import FORMATS, Token
 from meshkitfs.core.durations import parse_expiry
 from meshkitfs.core.keys import KID_SIZE, did_key
 from meshkitfs.core.membership import VaultRecord
@@ -81,11 +81,15 @@ class Conditions:
 
     async def _issue(
         self, name: str, recipient: str, rights: list[str] | None = None, expires: str = DEFAULT_EXPIRY,
-        share: str | None = None, send: bool = True,
+        share: str | None = None, send: bool = True, format: str = Token.FORMAT,  # noqa: A002 - as on the wire
     ) -> dict[str, Any]:  # fmt: skip
         tokens, names = self._session.tokens, checked_rights(rights or ["read"])
+        if format not in FORMATS:
+            raise MeshkitError("invalid_argument", f"the format of a token is {' or '.join(FORMATS)}")
         until = parse_expiry(expires, int(time.time()))
-        made = await tokens.issue(name, recipient, names, self._share_id(share), until)
+        made = await tokens.issue(
+            name, recipient, names, self._share_id(share), until, biscuit=format != Token.FORMAT
+        )
         return await self._handed_over(made, recipient, send)
 
     async def _narrow(
@@ -174,6 +178,7 @@ def _token(token: Token) -> dict[str, Any]:
         "share": last.share.hex() if last.share is not None else None,
         "expires": last.exp,
         "blocks": len(token.blocks),
+        "format": token.FORMAT,
     }
 
 

@@ -19,7 +19,7 @@ from meshkitfs.errors import TABLE, MeshkitError
 from meshkitfs.gate import Trace
 from meshkitfs.identity import Contact
 from meshkitfs.metadata import HttpMetadata
-from meshkitfs.shares import DirNode, Invitation, Share, grace_of
+from meshkitfs.shares import DirNode, Invitation, Share, demands_of, grace_of
 from meshkitfs.state import Member
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STEP_BOUND_S",
     "Incident",
+    "amount",
     "bounds",
     "errors_text",
     "incident_text",
@@ -61,6 +62,7 @@ def share(item: Share) -> dict[str, Any]:
         "rights": sorted(grant.rights) if grant is not None else [],
         "enforcement": grant.enforcement if grant is not None else None,
         "release_service": grant.capsule.rel["url"] if grant is not None and grant.capsule.rel else None,
+        "key_vault_required": list(grant.capsule.keyvault) if grant is not None else [],
         "expires": grant.capsule.exp if grant is not None else None,
         "version": item.base.version or None,
         "epoch": grant.roster.epoch if grant is not None else None,
@@ -136,6 +138,7 @@ def member(item: Member) -> dict[str, Any]:
         "vault": item.vault,
         "capability": item.capability,
         "offline_grace": grace_of(item),
+        "key_vault_required": list(demands_of(item)),
         "capsule": item.capsule_id.hex(),
         "revoked": item.revoked or None,
     }
@@ -172,6 +175,11 @@ def pending(session: Session) -> dict[str, Any]:
         "bytes": sum(size for _, size in amounts),
         "memory": session.services.budget.held,
     }
+
+
+def amount(unsent: list[dict[str, Any]]) -> dict[str, int]:
+    """Return of how many shares something is unsent, of what `left` lists, and how many bytes that is."""
+    return {"shares": len(unsent), "bytes": sum(item["bytes"] for item in unsent)}
 
 
 def left(session: Session) -> list[dict[str, Any]]:

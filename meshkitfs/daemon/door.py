@@ -20,9 +20,9 @@ from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.failures import as_error
 from meshkitfs.daemon.home import Home
-from meshkitfs.daemon.locking import DETAIL, secret_from, secret_of
+from meshkitfs.daemon.locking import DETAIL, explained, secret_from, secret_of
 from meshkitfs.daemon.opening import open_vault
-from meshkitfs.daemon.service import Service
+from meshkitfs.daemon.service import Service, below
 from meshkitfs.errors import MeshkitError
 from meshkitfs.providers import Usage
 from meshkitfs.shares import Share
@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 LOOK_S: Final = 2.0
 
 
-async def keyring_is_locked(home: Home) -> bool:
-    """Whether the key of ``home`` is in a keyring that is there, and locked now."""
+async def keyring_is_locked(home: Home, *, away: bool = False) -> bool:
+    """Whether the key of ``home`` is in a keyring that is locked now; ``away``: or that is not there yet."""
     home.require_initialized()
     vault = open_vault(home, configuration.load(home.config_path), None)
     if vault.kind != keyvault.SECRET_SERVICE:
         return False
     report = await trio.to_thread.run_sync(vault.report, abandon_on_cancel=True)
-    return report.available and report.locked is True
+    return report.locked is True if report.available else away
 
 
 class NoShares:
@@ -107,9 +107,17 @@ class Door:
             return {"locked": self.status()["locked"], "left": []}
         if method == "status":
             return self.status()
+        if method == "explain":
+            return self._explain(**params)
         if method == "sync":
             return {"left": []}  # what waits is in the state database; it is sent after the unlocking
         raise MeshkitError("identity_locked", DETAIL)
+
+    def _explain(self, path: str) -> dict[str, Any]:
+        """Answer for any path: without the keys nobody knows which shares there are."""
+        return explained(
+            below(self._mounted.get("mountpoint"), path).strip("/"), None, self.status()["locked"]
+        )
 
     async def _unlock(self, key: str | None = None) -> dict[str, Any]:
         await self._try(secret_from(key) if key is not None else await secret_of(self._vault))

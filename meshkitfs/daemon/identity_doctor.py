@@ -92,7 +92,7 @@ class IdentityDoctor:
 
     async def _vault(self) -> Finding:
         session = self._session
-        report = await session.look_at_vault()
+        report = await session.watched.look()
         chosen = session.config.key_vault
         try:
             keyvault.require(report, chosen.require if chosen is not None else ())

@@ -12,11 +12,12 @@ from meshkitfs.core.ticket import Ticket, link_of, seal_claim
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import publish
+from meshkitfs.keyvault import DEMANDS
 from meshkitfs.metadata import HttpMetadata
 from meshkitfs.providers import shareable
 from meshkitfs.shares import ROSTER_LIFETIME_S, Terms
 
-__all__ = ["Inviting", "checked_grace", "checked_rights"]
+__all__ = ["Inviting", "checked_demands", "checked_grace", "checked_rights"]
 
 _LEAST_S: Final = 60
 _MOST_S: Final = 30 * 86400
@@ -42,6 +43,7 @@ class Inviting:
         within: str = "7d",
         link: bool = False,
         offline_grace: str | None = None,
+        require_key_vault: list[str] | None = None,
     ) -> dict[str, Any]:
         session, now = self._session, int(time.time())
         span = parse_span(within)
@@ -51,6 +53,7 @@ class Inviting:
             checked_rights(rights or ["read"]),
             parse_expiry(expires, now) if expires else 0,
             offline_grace=checked_grace(offline_grace),
+            keyvault=checked_demands(require_key_vault),
         )
         if link and not isinstance(session.metadata, HttpMetadata):
             raise MeshkitError(
@@ -119,6 +122,17 @@ def checked_grace(text: str | None) -> int:
             f"'{text}': what is not proved anew ends after 7d at the latest, whatever is granted",
         )
     return span
+
+
+def checked_demands(names: list[str] | None) -> tuple[str, ...]:
+    """Return what a grant demands of the recipient's key vault. Raises ``invalid_argument``."""
+    unknown = set(names or ()) - set(DEMANDS)
+    if unknown:
+        raise MeshkitError(
+            "invalid_argument",
+            f"'{min(unknown)}' cannot be demanded of a key vault; these can: {', '.join(DEMANDS)}",
+        )
+    return tuple(sorted(set(names or ())))
 
 
 def checked_rights(names: list[str]) -> tuple[str, ...]:

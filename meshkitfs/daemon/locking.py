@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import trio
@@ -21,16 +22,23 @@ from meshkitfs.daemon.opening import STATE_LABEL
 from meshkitfs.daemon.session import Session
 from meshkitfs.daemon.watching import resume
 from meshkitfs.errors import MeshkitError
+from meshkitfs.gate import Trace
 from meshkitfs.identity import load_identity
 from meshkitfs.shares import RefSeal
 
-__all__ = ["Lock", "secret_from", "secret_of"]
+__all__ = ["Lock", "explained", "secret_from", "secret_of"]
 
 _log = logging.getLogger(__name__)
 
 # How long to wait for the kernel: to hand over pages that were changed through a mapping, and to drop pages.
 KERNEL_S: Final = 10
 DETAIL: Final = "run 'meshkitfs unlock'"
+# What has locked a home, in words.
+_BY: Final = {
+    "lock": "'meshkitfs lock'",
+    "start": "'mount --locked'",
+    "keyring": "the keyring, which was locked at the start",
+}
 
 
 async def _nothing() -> None:
@@ -160,6 +168,18 @@ def secret_from(text: str) -> SecretBytes:
     finally:
         if isinstance(text, str):
             wipe_text(text)
+
+
+def explained(path: str, share: str | None, locked: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``explain`` says of a path while the home is locked: nothing of it can be known.
+
+    ``share`` is the name of the share it is in, if that is known; ``locked`` since when and by what.
+    """
+    since = datetime.fromtimestamp(locked["since"], UTC).isoformat().replace("+00:00", "Z")
+    error = MeshkitError("identity_locked", f"since {since}, by {_BY[locked['by']]}; {DETAIL}")
+    plain = {"fingerprint": "", "trust": ""}
+    steps = [step | plain for step in Trace.locked(error.detail).as_list()]
+    return {"path": path, "share": share, "steps": steps, "locked": locked} | error.as_dict()
 
 
 async def secret_of(vault: keyvault.KeyVault) -> SecretBytes:

@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import TABLE, MeshkitError
 from .home import Home
 
-__all__ = ["JsonFormatter", "LineFormatter", "redact", "setup", "setup_home"]
+__all__ = ["JournalFormatter", "JsonFormatter", "LineFormatter", "redact", "setup", "setup_home"]
 
 MAX_BYTES: Final = 2 * 1024 * 1024
 BACKUPS: Final = 4
 _HIDDEN: Final = "[redacted]"
+# From which level on a line has which priority of syslog (3: error, 4: warning, 6: information).
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 # What must stay readable: a raw sha2-256 CID is 59 characters of base32, a did:key is base58.
 _PUBLIC: Final = re.compile(r"(?:bafkrei[a-z2-7]{52}|z6Mk[1-9A-HJ-NP-Za-km-z]{44})\Z")
@@ -125,20 +125,43 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class JournalFormatter(LineFormatter):
+    """Formats for the journal, which knows the time, and takes each line's priority from its beginning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).partition(" ")[2]
+        return "\n".join(f"<{_priority(record)}>{line}" for line in text.splitlines())
+
+
+class JournalJsonFormatter(JsonFormatter):
+    """The same as JSON, complete."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_priority(record)}>{super().format(record)}"
+
+
 _FORMATTERS: Final[Mapping[str, Callable[[], logging.Formatter]]] = {
     "text": LineFormatter,
     "json": JsonFormatter,
 }
+_JOURNAL: Final[Mapping[str, Callable[[], logging.Formatter]]] = {
+    "text": JournalFormatter,
+    "json": JournalJsonFormatter,
+}
 
 
-class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
-    """A rotating file that is 0600 from the moment it exists."""
+def _priority(record: logging.LogRecord) -> int:
+    return next((p for floor, p in _PRIORITIES if record.levelno >= floor), 7)
 
-    def _open(self) -> TextIOWrapper:
-        descriptor = os.open(
-            self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+def _stderr_is_the_journal() -> bool:
+    """Whether stderr is what systemd says it has connected to the journal (it may be redirected since)."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        info = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (device, inode) == (str(info.st_dev), str(info.st_ino))
 
 
 def setup_home(home: Home, *, stderr: bool = False, form: str | None = None) -> None:
@@ -160,9 +183,9 @@ def setup(file: Path | None, *, stderr: bool = False, level: int | None = None, 
     """Send the log of this process to ``file`` (rotated at 2 MiB, four old ones kept) and/or to stderr.
 
     ``form`` is ``text`` or ``json``. Without a ``level`` it is INFO, or DEBUG where ``MESHKITFS_DEBUG`` is
-    set. With neither file nor stderr, the log goes nowhere. A file is for whoever holds the home: two
-    processes must not rotate one file. Calling it again replaces what the last call set up. Raises
-    ``invalid_config`` when the file cannot be opened.
+    set. With neither file nor stderr, the log goes nowhere. Lines for the journal have priorities. A file is
+    for whoever holds the home: two processes must not rotate one file. Calling it again replaces what the
+    last call set up. Raises ``invalid_config`` when the file cannot be opened.
     """
     if level is None:
         level = logging.DEBUG if os.environ.get("MESHKITFS_DEBUG") else logging.INFO
@@ -176,16 +199,21 @@ def setup(file: Path | None, *, stderr: bool = False, level: int | None = None, 
     handlers: list[logging.Handler] = []
     if file is not None:
         try:
-            handlers.append(_PrivateRotatingFile(file, maxBytes=MAX_BYTES, backupCount=BACKUPS))
+            from .log_file import PrivateRotatingFile  # only who holds the home writes a file
+
+            handlers.append(PrivateRotatingFile(file, maxBytes=MAX_BYTES, backupCount=BACKUPS))
         except OSError as error:
             raise MeshkitError("invalid_config", f"log file {file}: {error.strerror}") from error
     if stderr:
         handlers.append(logging.StreamHandler(sys.stderr))
+        if _stderr_is_the_journal():
+            handlers[-1].setFormatter(_JOURNAL[form]())
     if not handlers:
         # With no handler at all, logging would print warnings to stderr, unredacted.
         handlers.append(logging.NullHandler())
     for handler in handlers:
-        handler.setFormatter(_FORMATTERS[form]())
+        if handler.formatter is None:
+            handler.setFormatter(_FORMATTERS[form]())
         root.addHandler(handler)
     root.setLevel(level)
     # Libraries log requests and their headers below WARNING; none of that belongs in this log.

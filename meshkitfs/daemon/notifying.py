@@ -27,7 +27,7 @@ from meshkitfs.gate import QUARANTINED
 from meshkitfs.metadata import HttpMetadata
 from meshkitfs.shares import AccessChanged, Event, Invitation
 
-__all__ = ["Note", "Notifier", "send"]
+__all__ = ["DesktopNotifier", "Note", "send"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Note:
     body: str
 
 
-class Notifier:
+class DesktopNotifier:
     """Notifications of one open home."""
 
     def __init__(

@@ -20,6 +20,7 @@ from meshkitfs.daemon.metadata_home import default_release_service, open_metadat
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.daemon.remembering import Remembering
 from meshkitfs.daemon.session import Session
+from meshkitfs.daemon.vault_watch import VaultWatch
 from meshkitfs.daemon.watching import watch
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate, Owners
@@ -102,7 +103,7 @@ async def open_session(
             nursery,
         )
         gates.append(session.gate)
-        _log.info("key vault", extra={"fields": _facts(await session.look_at_vault())})
+        _log.info("key vault", extra={"fields": _facts(await session.watched.look())})
         if isinstance(metadata, HttpMetadata):
             nursery.start_soon(metadata.run)
         watch(session, nursery)
@@ -123,6 +124,7 @@ def _assemble(
     gate = Gate(
         lambda: made[0].unlocked().encryption_keys, lambda: made[0].unlocked().signing_keys, metadata,
         state, clock, owners, deciders, releases, lease_s=settings.access.lease_seconds,
+        key_vault=lambda: made[0].watched.now(),
     )  # fmt: skip
     spooled = state.staged_digests()
     # Services and session refer to each other through this: events arrive only once it is filled.
@@ -150,8 +152,9 @@ def _assemble(
     lists = OwnLists(services, lambda: made[0].unlocked())
     vaults = Vaults(services, lists, lambda: made[0].unlocked(), lambda: contacts)
     tokens = Tokens(services, lists, lambda: made[0].unlocked(), lambda: contacts)
+    watched = VaultWatch(vault, lambda: made[0].vault_changed())
     session = Session(
-        home, settings, vault, holder, state, clock, store, metadata, gate, services, book, contacts,
+        home, settings, watched, holder, state, clock, store, metadata, gate, services, book, contacts,
         welcome, lists, vaults, tokens,
         IdentityLife(holder, lambda: made[0].unlocked(), metadata, book, contacts), sealer,
         Auditing(state, settings.audit, book),

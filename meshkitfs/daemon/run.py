@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 
 from meshkitfs.daemon import config as configuration
-from meshkitfs.daemon import control, describe
+from meshkitfs.daemon import control, describe, watchdog
 from meshkitfs.daemon.config import MountOptions
 from meshkitfs.daemon.door import Door, NoShares, keyring_is_locked
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.locking import DETAIL
-from meshkitfs.daemon.notifying import Notifier
+from meshkitfs.daemon.notify import Notifier
+from meshkitfs.daemon.notifying import DesktopNotifier
 from meshkitfs.daemon.service import Progress, Service
 from meshkitfs.daemon.session import CLOSE_DEADLINE_S
 from meshkitfs.errors import MeshkitError
@@ -47,21 +48,25 @@ async def run_mount(
     options: MountOptions,
     passphrase: Passphrase | None,
     on_ready: Callable[[dict[str, Any]], None],
+    notifier: Notifier | None = None,
 ) -> None:
     """Mount ``home`` (its lock is held) at ``mountpoint`` until it is unmounted, told to stop, or signalled.
 
     ``on_ready`` is called once the mount answers. It comes up locked if that is asked for, or if the home's
-    keyring is locked. Raises what `open_session` and the mount itself raise.
+    keyring is locked; under a ``notifier``, which there may be before any keyring, also if that is not there.
+    Raises what `open_session` and the mount itself raise.
     """
     # A working directory inside the mount would make the daemon wait for itself.
     os.chdir("/")
     mount = _Mount(home, mountpoint, options)
-    keyring = not options.locked and await keyring_is_locked(home)
+    keyring = not options.locked and await keyring_is_locked(home, away=notifier is not None)
     if options.locked or keyring:
         mount.door = door = Door(home, mount.info, watch=keyring)
         async with trio.open_nursery() as nursery:
             await mount.start(nursery)
             on_ready(mount.info | {"locked": True})
+            if notifier is not None:
+                nursery.start_soon(mount.tell, notifier)
             async with trio.open_nursery() as waiting:
 
                 async def until_unmounted() -> None:
@@ -85,6 +90,8 @@ async def run_mount(
         mount.show(service)
         await mount.start(nursery)
         on_ready(dict(mount.info))
+        if notifier is not None:
+            nursery.start_soon(mount.tell, notifier)
         await mount.finish(service)
         mount.ending.over.set()
         nursery.cancel_scope.cancel()
@@ -100,7 +107,7 @@ class _Mount:
         self.info = {"mountpoint": str(mountpoint), "pid": os.getpid()}
         self.ending = _Ending()
         self.service: Service | None = None
-        self.notifier: Notifier | None = None
+        self.desktop: DesktopNotifier | None = None
         self.door: Door | None = None
         self._files = ControlFiles(
             {
@@ -128,9 +135,9 @@ class _Mount:
         service.lock.before = self._write_back
         service.lock.after = self._dropped
         session.listeners.append(self.fs.on_event)
-        self.notifier = notifier = Notifier(session.config.notifications, service)
-        session.listeners.append(notifier.on_event)
-        session.services.nursery.start_soon(notifier.run)
+        self.desktop = desktop = DesktopNotifier(session.config.notifications, service)
+        session.listeners.append(desktop.on_event)
+        session.services.nursery.start_soon(desktop.run)
         self.fs.book = session.book
         if self._metrics is not None:
             session.listeners.append(self._metrics.on_event)
@@ -139,8 +146,8 @@ class _Mount:
     async def start(self, nursery: trio.Nursery) -> None:
         """Serve the mount point and the control socket in ``nursery``; returns when both answer."""
         await nursery.start(_on_signal, self.ending.stop)
-        readonly = fuse_mount.MountOptions(read_only=self.options.read_only)
-        serving = partial(fuse_mount.run, self.fs, self.point, readonly, stop=self.ending.stop)
+        how = fuse_mount.MountOptions(read_only=self.options.read_only, noexec=self.options.noexec)
+        serving = partial(fuse_mount.run, self.fs, self.point, how, stop=self.ending.stop)
 
         async def serve(task_status: trio.TaskStatus[fuse_mount.Mounted]) -> None:
             try:
@@ -184,12 +191,37 @@ class _Mount:
             self.ending.publishing.deadline = trio.current_time() + CLOSE_DEADLINE_S
             await service.sync(lambda _: None)
         service.session.closing_s = 0
+        if left := service.lock.left():
+            _log.warning("ends with unsent changes, which are kept", extra={"fields": describe.amount(left)})
+
+    async def tell(self, notifier: Notifier) -> None:
+        """Keep systemd informed, until cancelled."""
+        notifier.ready(self._summary())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                watchdog.keep, notifier, self._summary, partial(watchdog.answers, str(self.point))
+            )
+            await self.ending.unmounted.wait()
+            notifier.stopping(self._summary())
+
+    def _summary(self) -> str:
+        """One line for ``systemctl status``, which others may see: how many shares, never which."""
+        where = "Unmounted" if self.ending.unmounted.is_set() else f"Mounted at {self.point}"
+        if self._closed() is not None:
+            return f"{where}; locked: run 'meshkitfs unlock'"
+        assert self.service is not None  # else it is locked
+        amount = describe.amount(self.service.lock.left())
+        shares = len(self.service.session.book.shares)
+        unsent = (
+            f"{amount['bytes']} bytes in {amount['shares']} unsent" if amount["shares"] else "all published"
+        )
+        return f"{where}; shares: {shares}; {unsent}"
 
     async def _call(self, method: str, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if self.service is not None:
             result = await self.service.call(method, params, progress)
-            if method == "status" and self.notifier is not None:
-                result["notifications"] = self.notifier.status()
+            if method == "status" and self.desktop is not None:
+                result["notifications"] = self.desktop.status()
             return result
         assert self.door is not None  # a mount has one or the other
         return await self.door.call(method, params, progress)
@@ -213,8 +245,8 @@ class _Mount:
     def _note(self, path: str, error: MeshkitError) -> None:
         if self.service is not None:
             self.service.session.note(path, error)
-        if self.notifier is not None:
-            self.notifier.refused(path, error)
+        if self.desktop is not None:
+            self.desktop.refused(path, error)
 
     def _record(self, line: AuditLine) -> None:
         record = None if self.service is None else self.service.session.auditing.record

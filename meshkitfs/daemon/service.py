@@ -26,9 +26,9 @@ from meshkitfs.daemon.carrying import Carrying
 from meshkitfs.daemon.conditions import Conditions
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_doctor import IdentityDoctor
-from meshkitfs.daemon.inviting import Inviting, checked_grace, checked_rights
+from meshkitfs.daemon.inviting import Inviting, checked_demands, checked_grace, checked_rights
 from meshkitfs.daemon.keeping import Keeping
-from meshkitfs.daemon.locking import Lock, secret_from
+from meshkitfs.daemon.locking import Lock, explained, secret_from
 from meshkitfs.daemon.opening import open_session
 from meshkitfs.daemon.policies import Policies
 from meshkitfs.daemon.rotating import Rotating
@@ -40,7 +40,7 @@ from meshkitfs.metadata import HttpMetadata
 from meshkitfs.net import Secret
 from meshkitfs.shares import SNAPSHOTS, DirNode, Node, Share, Terms, grace_of, reencrypt
 
-__all__ = ["Service"]
+__all__ = ["Service", "below"]
 
 _log = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ class Service:
         self, target: str, recipient: str, rights: list[str] | None = None, expires: str | None = None,
         snapshot: bool = False, policy: str | None = None, vault: str | None = None,
         capability: str | None = None, offline_grace: str | None = None,
+        require_key_vault: list[str] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         names = checked_rights(rights or ["read"])
         until = parse_expiry(expires, int(time.time())) if expires else 0
@@ -177,7 +178,8 @@ class Service:
         vault = self.session.vaults.reference(vault) if vault else ""
         capability = self.session.tokens.reference(capability) if capability else ""
         grace = checked_grace(offline_grace)
-        terms = Terms(names, until, policy or "", vault, capability, pol, grace)
+        demands = checked_demands(require_key_vault)
+        terms = Terms(names, until, policy or "", vault, capability, pol, grace, demands)
         name, _, path = self._relative(target).strip("/").partition("/")
         share = self.session.book.find(name)
         if snapshot:
@@ -239,12 +241,7 @@ class Service:
 
     def _relative(self, target: str) -> str:
         """Return SHARE[/path] for a path below the mount point; other targets are that already."""
-        point = self.mounted.get("mountpoint")
-        if point and target.startswith("/"):
-            relative = os.path.relpath(target, point)
-            if not relative.startswith(".."):
-                return relative
-        return target
+        return below(self.mounted.get("mountpoint"), target)
 
     async def _walk(self, share: Share, path: str) -> Node:
         """Return the node at ``path`` in ``share``. Raises ``path_not_found``."""
@@ -295,7 +292,7 @@ class Service:
                 )
         except MeshkitError as error:
             data["directory"] = error.code
-        data["key_vault"] = (await session.look_at_vault()).as_dict()
+        data["key_vault"] = (await session.watched.look()).as_dict()
         data["recovery"] = session.remembering.report() if session.locked is None else None
         if data["recovery"] is not None and not data["recovery"]["current"]:
             data["problems"].append(
@@ -403,6 +400,9 @@ class Service:
         relative = self._relative(path).strip("/")
         share_name, _, inside = relative.partition("/")
         share = session.book.find(share_name)
+        locked = self.lock.status()
+        if locked is not None:
+            return explained(relative, share.name, locked)
         trace = Trace()
         try:
             await session.gate.open(share.row, "read", trace)
@@ -430,3 +430,12 @@ class Service:
         if not isinstance(metadata, HttpMetadata):
             raise MeshkitError("not_supported", "this home uses no metadata service")
         return {"key": (await metadata.trust_key()).hex()}
+
+
+def below(point: str | None, target: str) -> str:
+    """Return SHARE[/path] for a path below the mount ``point``; other targets are that already."""
+    if point and target.startswith("/"):
+        relative = os.path.relpath(target, point)
+        if not relative.startswith(".."):
+            return relative
+    return target

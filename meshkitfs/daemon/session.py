@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import trio
-
 from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
@@ -21,6 +19,7 @@ from meshkitfs.daemon.auditing import Auditing
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.remembering import Remembering
+from meshkitfs.daemon.vault_watch import VaultWatch
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate
 from meshkitfs.identity import ContactBook, Holder, Identity, Sealer
@@ -45,6 +44,7 @@ __all__ = ["CLOSE_DEADLINE_S", "Incident", "Session"]
 _log = logging.getLogger(__name__)
 
 INCIDENTS: Final = 200
+TOO_WEAK: Final = "keyvault_strength_required"
 CLOSE_DEADLINE_S: Final = 120
 
 
@@ -64,7 +64,7 @@ class Session:
 
     home: Home
     config: configuration.Config
-    vault: keyvault.KeyVault
+    watched: VaultWatch
     holder: Holder
     state: State
     clock: Clock
@@ -82,13 +82,17 @@ class Session:
     sealer: Sealer
     auditing: Auditing
     remembering: Remembering
-    vault_report: keyvault.KeyVaultReport | None = None
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     # How long (s) the end of the session may go on publishing; 0 where that was tried already.
     closing_s: float = CLOSE_DEADLINE_S
     # Why nothing can be opened: the identity is locked (see `Lock`); None while it is not.
     locked: MeshkitError | None = None
+
+    @property
+    def vault(self) -> keyvault.KeyVault:
+        """What keeps the private keys of this home."""
+        return self.watched.vault
 
     def unlocked(self) -> Identity:
         """Return the identity with its private keys. Raises ``identity_locked``."""
@@ -125,10 +129,17 @@ class Session:
             # Without the path: names are secrets, and the log is a plain file.
             _log.warning("fault", extra={"fields": {"code": error.code, "errno": error.errno}})
 
-    async def look_at_vault(self) -> keyvault.KeyVaultReport:
-        """Ask the key vault what it gives now. In a thread: a keyring may take its time, or hang."""
-        self.vault_report = await trio.to_thread.run_sync(self.vault.report, abandon_on_cancel=True)
-        return self.vault_report
+    @property
+    def vault_report(self) -> keyvault.KeyVaultReport | None:
+        """What the key vault gave when it was last asked; None if it never was."""
+        return self.watched.report
+
+    def vault_changed(self) -> None:
+        """Have each share that depends on the key vault looked at again: what it gives has changed."""
+        for share in self.book.shares.values():
+            demanded = share.grant is not None and share.grant.capsule.keyvault
+            if demanded or (share.refusal is not None and share.refusal.code == TOO_WEAK):
+                share.reconsider()
 
     async def secure(self) -> None:
         """Make every change durable on this device, whatever the stores do."""

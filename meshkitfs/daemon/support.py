@@ -7,7 +7,6 @@ people and places are replaced in every text, and what looks like a secret is ta
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import re
@@ -146,6 +145,8 @@ class _Veil:
 
 
 def _versions() -> dict[str, Any]:
+    from importlib import metadata  # other commands do without it
+
     found: dict[str, Any] = {
         "meshkitfs": __version__,
         "python": platform.python_version(),
@@ -156,8 +157,8 @@ def _versions() -> dict[str, Any]:
     }
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             found[package] = None
     return found
 

@@ -25,25 +25,16 @@ WATCH_S: Final = 0.5
 # looked into whatever the answer is.
 CLAIMS_S: Final = 1.0
 CLAIMS_LEAST_S: Final = 60.0
-# How old the reported capabilities of the key vault may be.
-VAULT_LOOK_S: Final = 5
 # How often a share with unsent changes of an earlier run is tried to be opened, while a store is away.
 TAKE_UP_AGAIN_S: Final = 5.0
 
 
 def watch(session: Session, nursery: trio.Nursery) -> None:
     """Start everything that goes on while ``session`` is open."""
-    for task in (_shares, _leases, _rosters, _vault, _claims, resume, _tokens):
+    for task in (_shares, _leases, _rosters, _claims, resume, _tokens):
         nursery.start_soon(task, session)
-    for part in (session.life, session.auditing, session.remembering):
+    for part in (session.watched, session.life, session.auditing, session.remembering):
         nursery.start_soon(part.run)
-
-
-async def _vault(session: Session) -> None:
-    """Keep the key vault's report current, for attributes that file managers ask for by the hundred."""
-    while True:
-        await trio.sleep(VAULT_LOOK_S)
-        await session.look_at_vault()
 
 
 async def _shares(session: Session) -> None:

@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 
 from meshkitfs.errors import MeshkitError
-from meshkitfs.fuse import preflight
+from meshkitfs.fuse import handover, preflight
 from meshkitfs.fuse.guard import guarded_process
 from meshkitfs.fuse.invalidate import Invalidator
 from meshkitfs.fuse.operations import Counters, Operations
@@ -146,16 +146,27 @@ def _mount(operations: Operations, place: str, options: MountOptions) -> preflig
     # Without default_permissions the kernel would check no mode bits at all. Not auto_unmount: when a
     # daemon dies, its mount point must refuse, not become a plain directory that takes plaintext.
     # Never max_read: libfuse 3.14 refuses the mount with it.
+    device = place
+    handed = -1
     chosen = {"default_permissions", "nosuid", "nodev", "fsname=meshkitfs", "subtype=meshkitfs"}
     chosen.add("ro" if options.read_only else "rw")
     if options.noexec:
         chosen.add("noexec")
     if options.allow_other:
         chosen.add("allow_other")
+    if handover.wanted():
+        if options.noexec or options.allow_other:
+            raise MeshkitError("not_supported", "the mount helper has no such mount options")
+        # It is mounted already, and libfuse takes no options for that.
+        handed = handover.mount(place, read_only=options.read_only)
+        device, chosen = f"/dev/fd/{handed}", set()
     with _captured_stderr() as said:
         try:
-            pyfuse3.init(operations, place, chosen)
+            pyfuse3.init(operations, device, chosen)
         except RuntimeError as error:
+            if handed >= 0:
+                os.close(handed)
+                handover.unmount(place)
             raise MeshkitError("mount_failed", said() or str(error)) from None
         warning = said()
     if warning:
@@ -163,6 +174,8 @@ def _mount(operations: Operations, place: str, options: MountOptions) -> preflig
     mount = preflight.find(place)
     if mount is None:
         pyfuse3.close()
+        if handed >= 0:
+            handover.unmount(place)
         raise MeshkitError("mount_failed", f"{place} does not appear in the mount table")
     return mount
 
@@ -175,8 +188,11 @@ async def _unmount(mount: preflight.Mount, invalidator: Invalidator, grace: floa
             return  # it still uses the session, which so must not be freed
     pyfuse3.close()
     if preflight.find(mount.path) == mount:
-        # libfuse leaves a mount in place whose connection was cut.
-        preflight.unmount(mount.path, lazy=True)
+        # libfuse leaves a mount in place whose connection was cut, or that it has not made.
+        if handover.wanted():
+            handover.unmount(mount.path)
+        else:
+            preflight.unmount(mount.path, lazy=True)
 
 
 @contextmanager

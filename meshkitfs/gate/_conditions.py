@@ -1,4 +1,4 @@
-"""What a capsule can demand beside being valid: vault membership, a capability token, a policy's yes.
+"""What a capsule can demand beside being valid: a key vault's strength, membership, a token, a policy's yes.
 
 Each check returns until when its proof may be believed (UNIX seconds), by the code of what follows when it
 ends and is not renewed. All are made before the key is unwrapped.
@@ -6,7 +6,7 @@ ends and is not renewed. All are made before the key is unwrapped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,13 @@ from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._trace import Step, Trace
+from meshkitfs.keyvault import KeyVaultReport, unmet
 from meshkitfs.policy import Decision, Demand, PolicyProvider, ask, lasts
 
-__all__ = ["Conditions", "Met"]
+__all__ = ["Conditions", "KeyVaultNow", "Met"]
+
+KeyVaultNow = Callable[[], Awaitable[KeyVaultReport | None]]
+"""Says what this home's key vault gives now; None: it does not say."""
 
 
 @dataclass(slots=True)
@@ -40,9 +44,12 @@ class Met:
 class Conditions:
     """The checks that a grant itself asks for, in the order of the walk."""
 
-    def __init__(self, policy: PolicyProvider | None, lists: AccessLists) -> None:
+    def __init__(
+        self, policy: PolicyProvider | None, lists: AccessLists, key_vault: KeyVaultNow | None = None
+    ) -> None:
         self._policy = policy
         self._lists = lists
+        self._key_vault = key_vault
         # Questions to policies, one for each right, by what came of them.
         self.questions = {"allowed": 0, "denied": 0, "failed": 0}
 
@@ -62,6 +69,12 @@ class Conditions:
         """
         met = Met()
         proofs = met.proofs
+        if capsule.keyvault:
+            with trace.step("keyvault") as step:
+                step.rule = ", ".join(capsule.keyvault)
+                await self._strength(capsule, step)
+        else:
+            trace.skip("keyvault", "the grant demands nothing of the key vault")
         if capsule.vault:
             with trace.step("vault") as step:
                 step.rule = str(capsule.vault)
@@ -86,6 +99,16 @@ class Conditions:
             # Each check left something, and together they leave nothing.
             raise next(iter(met.withheld.values()))
         return met
+
+    async def _strength(self, capsule: Capsule, step: Step) -> None:
+        """Hold what is demanded against what the key vault is known to give; silence meets no demand."""
+        report = await self._key_vault() if self._key_vault is not None else None
+        if report is None:
+            raise MeshkitError("keyvault_strength_required", "the key vault does not say what it gives")
+        missing = unmet(report, capsule.keyvault)
+        if missing:
+            raise MeshkitError("keyvault_strength_required", missing)
+        step.note(f"a {report.kind} key vault, by its own report", by="this program", rule=step.rule)
 
     async def _capability(
         self, capsule: Capsule, roster: Roster, rights: Iterable[str], action: str | None, now: int,

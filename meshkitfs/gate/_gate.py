@@ -1,7 +1,7 @@
 """The ordered checks. The first failure ends the walk; nothing is unwrapped, fetched or decrypted before.
 
 The order is that of docs/concepts.md and MeshKit's public description: identity, capsule, roster,
-freshness, validity, vault, capability, policy, then the unwrap, then the head.
+freshness, validity, key vault, vault, capability, policy, then the unwrap, then the head.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from meshkitfs.core._unwrap import open_capsule, open_secret
-from meshkitfs.core.cose import peek1, record_hash
+from meshkitfs.core._unwrap import open_capsule
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
-from meshkitfs.core.records import Capsule, Head, Roster
-from meshkitfs.core.release import EpochSecret
+from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import _evidence as evidence
-from meshkitfs.gate._conditions import Conditions
+from meshkitfs.gate._conditions import Conditions, KeyVaultNow
+from meshkitfs.gate._epochs import Epochs
 from meshkitfs.gate._grant import Grant, HeadView, implied, lease_now, make_grant
+from meshkitfs.gate._history import METADATA_DEADLINE_S, History
 from meshkitfs.gate._kept import Kept, is_newest_seen
 from meshkitfs.gate._lists import AccessLists
 from meshkitfs.gate._owners import Owners
@@ -29,13 +29,12 @@ from meshkitfs.gate._released import Released
 from meshkitfs.gate._trace import Step, Trace
 from meshkitfs.metadata import Metadata, ReleaseSource, ShareState
 from meshkitfs.policy import PolicyProvider
-from meshkitfs.state import Clock, Mark, Quarantine, ShareRow, State
+from meshkitfs.state import Clock, Mark, ShareRow, State
 
 __all__ = ["QUARANTINED", "Counters", "Gate"]
 
 _log = logging.getLogger(__name__)
 
-METADATA_DEADLINE_S = 10
 # How long before its end a lease is renewed, at most: so that what cannot wait (a listing) does not meet it.
 RENEW_AHEAD_S = 60.0
 # What says that the metadata store goes back in time or shows another history: the share is quarantined.
@@ -82,7 +81,8 @@ class Gate:
     ``encryption`` returns the identity's X-Wing keys, the newest first, or raises
     ``identity_locked``/``identity_not_found``; so does ``signing`` with its signing key, to which capability
     tokens are bound.
-    ``lease_s`` is how long (seconds, 5 minutes at most) a grant is good for without being renewed.
+    ``lease_s`` is how long (seconds, 5 minutes at most) a grant is good for without being renewed;
+    ``key_vault`` says what this home's key vault gives, without which no grant that demands any of it opens.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Gate:
         releases: ReleaseSource | None = None,
         *,
         lease_s: float = evidence.FRESH_S,
+        key_vault: KeyVaultNow | None = None,
     ) -> None:
         self.lease_s = min(lease_s, float(evidence.FRESH_S))
         self._encryption = encryption
@@ -105,7 +106,8 @@ class Gate:
         self._clock = clock
         self._owners = owners
         self.lists = AccessLists(lambda: self._metadata, state, signing)
-        self._conditions = Conditions(policy, self.lists)
+        self._conditions = Conditions(policy, self.lists, key_vault)
+        self._history = History(lambda: self._metadata, state, clock)
         self._kept = Kept(state)
         self.counters = Counters(questions=self._conditions.questions)
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
@@ -198,94 +200,40 @@ class Gate:
         _log.log(level, "refused", extra={"fields": fields})
 
     async def _walk(self, row: ShareRow, action: str | None, trace: Trace) -> Grant:
-        with trace.step("identity") as step:
-            newest, *former = self._encryption()
-            mine = {key.kid: key for key in (newest, *former)}
-            step.note(f"encryption key {newest.kid.hex()[:16]}", signer=newest.kid)
-        by = row.owner_handle
+        """Take every step in its order; each raises its refusal, which ends the walk."""
         asked = lease_now()
-        try:
-            proof = await self._prove(row, mine, trace)
-        except MeshkitError as error:
-            if error.code != "freshness_unproven":
-                raise
-            proof = await self._remember(row, mine, trace, error)
-        found, capsule, capsule_hash, roster = proof.found, proof.capsule, proof.capsule_hash, proof.roster
-        now, mark, owner = proof.now, proof.mark, proof.roster.signer
-        with trace.step("validity") as step:
-            step.note("", since=capsule.nbf, until=capsule.exp, by=by, signer=owner)
-            if now + evidence.SKEW_S < capsule.nbf:
-                raise MeshkitError("share_expired", f"valid in {capsule.nbf - now} s")
-            if now >= capsule.exp:
-                raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
-            step.evidence = f"for {capsule.exp - now} s more"
-        with trace.step("rights") as step:
-            granted = implied(capsule.rights)
-            step.note(", ".join(sorted(granted)), rule=action or "any", by=by, signer=owner)
-            if action is not None and action not in granted:
-                raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
+        mine = self._identity(trace)
+        proof = await self._proved(row, mine, trace)
+        capsule, roster, now = proof.capsule, proof.roster, proof.now
+        _check_validity(proof, row, trace)
+        granted = _check_rights(proof, row, action, trace)
         met = await self._conditions.check(capsule, roster, granted, action, now, trace)
         if row.grant == "live":
-            kept = self._state.quarantine(row.share)
-            if kept is not None:
-                with trace.step("head"):
-                    # Known already, so nothing needs to be unwrapped to find it out again.
-                    raise MeshkitError(kept.code, kept.detail)
+            self._check_quarantine(row, trace)
         with trace.step("key") as step:
-            secret, released_until = await self._key(capsule, capsule_hash, mine, now, step)
+            secret, released_until = await self._key(capsule, proof.capsule_hash, mine, now, step)
         with trace.step("head") as step:
-            head = await self._head(found, row, capsule, roster, mark)
+            head = await self._history.head(proof.found, row, capsule, roster, proof.mark)
             step.note(f"version {head.version}", signer=head.writer, since=head.time)
-        # The marks are on the disk before anything that they cover can be read (design: rollback memory).
-        if capsule.grant == "live" and head.version > mark.head_version:
-            new_mark = replace(mark, head_version=head.version, head_hash=head.hash)
-            await trio.to_thread.run_sync(self._state.raise_mark, row.share, new_mark)
+        await self._note_head(row, proof, head)
         if secret.wiped:
             raise MeshkitError("identity_locked", "it was locked meanwhile")
-        if proof.unproven is None:
-            # Only a walk that passed may raise the clock floor: an attacker's record must not.
-            self._clock.raise_floor(proof.vouched)
-            if row.mine or capsule.offline_grace:
-                await self._kept.keep(row.ref, found, proof.vouched)
-            else:
-                await self._kept.forget(row.ref)
+        await self._note_proof(row, proof)
         proofs = {"share_expired": capsule.exp, "freshness_unproven": proof.until, **met.proofs}
-
         if released_until:
             proofs["key_release_unavailable"] = released_until
-
-        def of_epoch(epoch: int) -> tuple[bytes, Capsule]:
-            for digest, past in proof.capsules.items():
-                if past.epoch == epoch:
-                    return digest, past
-            raise MeshkitError("right_not_granted", f"no capsule of epoch {epoch} is kept for this identity")
-
-        def older(epoch: int) -> SecretBytes:
-            digest, past = of_epoch(epoch)
-            if Released.needed(past):
-                return self._released.key(past, digest)
-            return self._unwrap(past, digest, mine)
-
-        async def reach(epoch: int) -> None:
-            digest, past = of_epoch(epoch)
-            if Released.needed(past):
-                await self._released.obtain(past, digest, capsule, mine[past.to])
-
-        def secret_of(epoch: int) -> EpochSecret:
-            past = of_epoch(epoch)[1]
-            return open_secret(past, mine[past.to])
-
+        epochs = Epochs(proof.capsules, capsule, mine, self._released, self._unwrap)
         grant = make_grant(
             secret,
             capsule,
-            capsule_hash,
+            proof.capsule_hash,
             roster,
             head,
             now=self._clock.exact(),
             proofs=proofs,
-            older=older,
-            reach=reach,
-            secret_of=secret_of,
+            older=epochs.key,
+            reach=epochs.reach,
+            secret_of=epochs.secret,
             withheld=met.withheld,
             one_open=met.one_open,
             owner=proof.owner,
@@ -295,6 +243,49 @@ class Gate:
         grant.limit(asked + self.lease_s)
         grant.proved, grant.unproven = proof.vouched, proof.unproven
         return grant
+
+    def _identity(self, trace: Trace) -> dict[bytes, EncryptionKey]:
+        """Return this identity's encryption keys by kid, the newest first."""
+        with trace.step("identity") as step:
+            newest, *former = self._encryption()
+            step.note(f"encryption key {newest.kid.hex()[:16]}", signer=newest.kid)
+            return {key.kid: key for key in (newest, *former)}
+
+    async def _proved(self, row: ShareRow, mine: Mapping[bytes, EncryptionKey], trace: Trace) -> _Proof:
+        """Prove capsule, roster and freshness, by what the store shows or, if it may be, what is kept."""
+        try:
+            return await self._prove(row, mine, trace)
+        except MeshkitError as error:
+            if error.code != "freshness_unproven":
+                raise
+            return await self._remember(row, mine, trace, error)
+
+    def _check_quarantine(self, row: ShareRow, trace: Trace) -> None:
+        """Refuse what is known already, so nothing needs to be unwrapped to find it out again."""
+        try:
+            self._history.check_quarantine(row.share)
+        except MeshkitError:
+            with trace.step("head"):
+                raise
+
+    async def _note_head(self, row: ShareRow, proof: _Proof, head: HeadView) -> None:
+        """Have the mark on the disk before anything that it covers can be read (rollback memory)."""
+        if proof.capsule.grant == "live" and head.version > proof.mark.head_version:
+            mark = replace(proof.mark, head_version=head.version, head_hash=head.hash)
+            await trio.to_thread.run_sync(self._state.raise_mark, row.share, mark)
+
+    async def _note_proof(self, row: ShareRow, proof: _Proof) -> None:
+        """Keep a fresh proof where it may be gone by later, and raise the clock floor to it.
+
+        Only a walk that passed may do that: an attacker's record must not.
+        """
+        if proof.unproven is not None:
+            return
+        self._clock.raise_floor(proof.vouched)
+        if row.mine or proof.capsule.offline_grace:
+            await self._kept.keep(row.ref, proof.found, proof.vouched)
+        else:
+            await self._kept.forget(row.ref)
 
     async def _prove(self, row: ShareRow, mine: Mapping[bytes, EncryptionKey], trace: Trace) -> _Proof:
         """Ask the metadata store, and check what it shows: capsule, roster, freshness."""
@@ -436,62 +427,24 @@ class Gate:
             secret = held[capsule_hash] = SecretBytes(open_capsule(capsule, keys[capsule.to]))
         return secret
 
-    async def _head(
-        self, found: ShareState, row: ShareRow, capsule: Capsule, roster: Roster, mark: Mark
-    ) -> HeadView:
-        if capsule.grant == "snapshot":
-            return HeadView(capsule.ver, capsule.epoch, capsule.root)
-        if found.head is None:
-            if mark.head_version:
-                raise await self._quarantined(
-                    row, "head_rollback", f"version {mark.head_version} was seen, none is offered"
-                )
-            # A share has had a head since it was created.
-            raise MeshkitError("freshness_unproven", "the metadata store has no head for this share")
-        writers = {kid_of(public): public for public in roster.writers}
-        head = Head.parse(found.head, writers)
-        if (head.share, head.oid) != (row.share, row.oid) or head.epoch != roster.epoch:
-            raise MeshkitError("invalid_record", "the head offered belongs to another share, object or epoch")
-        view = HeadView(head.ver, head.epoch, head.root, record_hash(found.head), head.writer, head.ts)
-        if head.ver < max(mark.head_version, roster.minver, capsule.minver):
-            raise await self._quarantined(
-                row, "head_rollback", f"version {head.ver} offered, {mark.head_version} was seen"
-            )
-        if head.ver == mark.head_version and view.hash != mark.head_hash:
-            raise await self._quarantined(row, "head_fork", f"two different versions {head.ver}")
-        if mark.head_version and head.ver > mark.head_version:
-            await self._chained(row, head, mark)
-        return view
 
-    async def _chained(self, row: ShareRow, head: Head, mark: Mark) -> None:
-        """Check that ``head`` descends from the head this device has seen, record by record.
+def _check_validity(proof: _Proof, row: ShareRow, trace: Trace) -> None:
+    capsule, now = proof.capsule, proof.now
+    with trace.step("validity") as step:
+        step.note("", since=capsule.nbf, until=capsule.exp, by=row.owner_handle, signer=proof.roster.signer)
+        if now + evidence.SKEW_S < capsule.nbf:
+            raise MeshkitError("share_expired", f"valid in {capsule.nbf - now} s")
+        if now >= capsule.exp:
+            raise MeshkitError("share_expired", f"expired {now - capsule.exp} s ago")
+        step.evidence = f"for {capsule.exp - now} s more"
 
-        Only the newest head needs a signature check: each record names the hash of the one before it, so
-        a chain that arrives at the remembered hash is the writers' own.
-        """
-        between: list[bytes] = []
-        if head.ver > mark.head_version + 1:
-            try:
-                with trio.fail_after(METADATA_DEADLINE_S):
-                    between = await self._metadata.heads(row.share, mark.head_version, head.ver - 1)
-            except trio.TooSlowError:
-                raise MeshkitError(
-                    "freshness_unproven", "no answer from the metadata store in time"
-                ) from None
-            except MeshkitError as error:
-                raise MeshkitError("freshness_unproven", error.detail or error.code) from error
-        expected: object = head.prev
-        for blob in reversed(between):
-            if record_hash(blob) != expected:
-                break
-            expected = peek1(blob, Head.TYPE).get("prev")
-        if expected != mark.head_hash:
-            raise await self._quarantined(
-                row, "head_fork", f"version {head.ver} does not descend from version {mark.head_version}"
-            )
 
-    async def _quarantined(self, row: ShareRow, code: str, detail: str) -> MeshkitError:
-        await trio.to_thread.run_sync(
-            self._state.set_quarantine, Quarantine(row.share, code, detail, self._clock.now())
-        )
-        return MeshkitError(code, detail)
+def _check_rights(proof: _Proof, row: ShareRow, action: str | None, trace: Trace) -> frozenset[str]:
+    """Return everything that the capsule grants."""
+    with trace.step("rights") as step:
+        granted = implied(proof.capsule.rights)
+        rule = action or "any"
+        step.note(", ".join(sorted(granted)), rule=rule, by=row.owner_handle, signer=proof.roster.signer)
+        if action is not None and action not in granted:
+            raise MeshkitError("right_not_granted", f"'{action}' is not among {step.evidence}")
+        return granted

@@ -93,14 +93,17 @@ class AccessLists:
         """Prove that this identity holds a token of the capability that ``capsule`` asks for.
 
         Several tokens count together: each is proof of its own rights. Raises ``capability_required`` if none
-        is held here, ``capability_denied`` if none is good.
+        is held here, ``capability_denied`` if none is good,
+        ``biscuit_not_installed`` if none is held but what nothing here can read.
         """
         code = "capability_denied"
         asked = _pinned(capsule.cap, code, "capability")
         mine = [key.public for key in self._signing()]
-        kept = self.tokens()
+        kept, unread = self._kept()
         held = [token for token in kept if token.pinned == asked]
         if not held:
+            if unread:
+                raise unread[0]  # it may be the one that is asked for
             detail = f"capability '{asked.label}'"
             if any(token.name == asked.label for token in kept):
                 detail += (
@@ -119,7 +122,7 @@ class AccessLists:
             held, asked=asked, holders=mine, share=capsule.share, revoked=revoked, now=now
         )
         if not good:
-            raise refused[-1]  # each that is held is good or was refused
+            raise (unread + refused)[-1]  # each that is held is good or was refused
         until = min(until, *(token.last.exp for token in good))
         rights = frozenset[str]().union(*(token.rights for token in good))
         named = ", ".join(f"{token.id.hex()[:8]} ({len(token.blocks)} blocks)" for token in good)
@@ -140,13 +143,19 @@ class AccessLists:
 
     def tokens(self) -> list[Token]:
         """Return the tokens that are kept here and whose chains hold, whoever issued them."""
-        found = []
+        return self._kept()[0]
+
+    def _kept(self) -> tuple[list[Token], list[MeshkitError]]:
+        """Return `tokens`, and ``biscuit_not_installed`` for each that nothing here can read."""
+        found: list[Token] = []
+        unread: list[MeshkitError] = []
         for data in self._state.conditions.tokens():
             try:
                 found.append(Token.from_bytes(data))
-            except MeshkitError:
-                continue
-        return found
+            except MeshkitError as error:
+                if error.code == "biscuit_not_installed":
+                    unread.append(error)
+        return found, unread
 
     async def _offered(
         self, kind: type[NumberedList], list_id: bytes, owner: bytes, code: str

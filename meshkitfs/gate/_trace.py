@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -22,12 +22,29 @@ STEPS = (
     "freshness",
     "validity",
     "rights",
+    "keyvault",
     "vault",
     "capability",
     "policy",
     "key",
     "head",
 )
+
+# What each step needs of the keys, said of those that a locked home cannot take. Nothing of a share can be
+# known without: its grant, the rosters and heads that were seen, and the tokens held are in the sealed state,
+# the questions to the metadata store are signed.
+_NEEDS_KEYS = {
+    "capsule": "needs the signing key to ask the metadata store, and the sealed state to know the owner",
+    "roster": "needs the sealed state: it says which roster was seen last",
+    "freshness": "needs the signing key to ask the metadata store",
+    "validity": "is in the capsule",
+    "rights": "are in the capsule",
+    "vault": "the capsule says whether one is asked for",
+    "capability": "the capsule says whether one is asked for; the tokens held are in the sealed state",
+    "policy": "the capsule says whether one is asked for",
+    "key": "needs the encryption key, to unwrap it",
+    "head": "needs the sealed state: it says which version was seen last",
+}
 
 
 @dataclass(slots=True)
@@ -113,6 +130,19 @@ class Trace:
             step = self._by_name[name]
             step.note("")
             step.result, step.code = "not reached", ""
+
+    @classmethod
+    def locked(cls, detail: str) -> Trace:
+        """Return the walk of a home that is locked: the first step refuses, and the rest say what they need.
+
+        ``detail`` is what is known of the lock.
+        """
+        trace = cls()
+        with suppress(MeshkitError), trace.step("identity"):
+            raise MeshkitError("identity_locked", detail)
+        for step in trace.steps:
+            step.evidence = _NEEDS_KEYS.get(step.name, step.evidence)
+        return trace
 
     def skip(self, name: str, why: str) -> None:
         """Note that a check is not asked for by this grant."""

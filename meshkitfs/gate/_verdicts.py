@@ -20,6 +20,7 @@ ENDS: Final = {
     "clock_rollback": True,
     "key_unwrap_failed": True,
     "state_corrupt": True,
+    "keyvault_strength_required": True,
     # A newer roster could not be noted down, and it may be the one that ends this grant.
     "no_space": True,
     "home_busy": True,
@@ -33,6 +34,7 @@ ENDS: Final = {
     "vault_membership_required": True,
     "capability_required": True,
     "capability_denied": True,
+    "biscuit_not_installed": True,
     "key_release_refused": True,
     # The metadata store shows what cannot be true beside what was seen, or what no writer has signed.
     "head_rollback": True,

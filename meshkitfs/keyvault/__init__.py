@@ -35,7 +35,7 @@ from meshkitfs.keyvault._choose import choose, detect, existing, open_home, open
 from meshkitfs.keyvault._migrate import migrate
 from meshkitfs.keyvault._passphrase_file import open_with_passphrase, seal_with_passphrase
 from meshkitfs.keyvault._session_cache import CACHE_SECONDS
-from meshkitfs.keyvault._strength import DEMANDS, rank, require
+from meshkitfs.keyvault._strength import DEMANDS, rank, require, unmet
 from meshkitfs.keyvault._tpm2 import Seal
 
 __all__ = [
@@ -71,4 +71,5 @@ __all__ = [
     "report_all",
     "require",
     "seal_with_passphrase",
+    "unmet",
 ]

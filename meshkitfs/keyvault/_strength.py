@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from meshkitfs.errors import MeshkitError
@@ -15,29 +15,43 @@ from meshkitfs.keyvault._api import (
     KeyVaultReport,
 )
 
-_MET: Final[Mapping[str, Callable[[KeyVaultReport], bool]]] = {
-    "hardware_backed": lambda report: report.hardware_backed is True,
-    "not_exportable": lambda report: report.exportable is False,
-    "persistent": lambda report: report.persistent is True,
-    "user_presence": lambda report: report.user_presence is True,
-}
-DEMANDS: Final = tuple(_MET)
+DEMANDS: Final = ("hardware_backed", "not_exportable", "persistent", "user_presence")
 """What can be demanded of a key vault."""
 
-# A demand is met by what is known to be so: ``None`` in a report is "not known", and never enough.
 _RANK: Final = {SECRET_SERVICE: 3, PASSPHRASE_FILE: 2, SYSTEMD_CREDENTIAL: 1, PLAIN_FILE: 0}
 _CHIP, _NO_CHIP = 4, 1
 
 
-def require(report: KeyVaultReport, demands: Iterable[str]) -> None:
-    """Raise MeshkitError ``keyvault_too_weak`` unless the key vault meets each of ``demands``.
+def unmet(report: KeyVaultReport, demands: Iterable[str]) -> str:
+    """Say which of ``demands`` the key vault does not meet, and why; empty if it meets all of them.
 
-    A demand that this version does not know is not met: it was made by somebody who needed it.
+    A demand is met by what is known to be so: ``None`` in a report is "not known", and never enough. One that
+    this version does not know is not met: it was made by somebody who needed it.
     """
     for demand in demands:
-        met = _MET.get(demand)
-        if met is None or not met(report):
-            raise MeshkitError("keyvault_too_weak", f"demanded: {demand}; this is a {report.kind} key vault")
+        if demand not in DEMANDS:
+            return f"demanded: {demand}, which this version does not know"
+        if not report.available:
+            return f"demanded: {demand}; the {report.kind} key vault is not there"
+        if demand != "persistent" and report.session_cache is not None:
+            # What the session keeps has none of what protects the key in its vault.
+            return f"demanded: {demand}; the key is in this session's {report.session_cache} keyring too"
+        if not _met(report, demand):
+            return f"demanded: {demand}; this is a {report.kind} key vault"
+    return ""
+
+
+def _met(report: KeyVaultReport, demand: str) -> bool:
+    if demand == "not_exportable":
+        return report.exportable is False
+    return getattr(report, demand) is True
+
+
+def require(report: KeyVaultReport, demands: Iterable[str]) -> None:
+    """Raise MeshkitError ``keyvault_too_weak`` unless the key vault meets each of ``demands``."""
+    missing = unmet(report, demands)
+    if missing:
+        raise MeshkitError("keyvault_too_weak", missing)
 
 
 def rank(report: KeyVaultReport) -> int:

@@ -15,6 +15,7 @@ import trio
 from meshkitfs.errors import MeshkitError
 from meshkitfs.net._breaker import Breaker
 from meshkitfs.net._retry import RETRY_STATUS, backoff, retry_after
+from meshkitfs.net._tls import client_context
 from meshkitfs.net._types import Codes, Limits, Reply, Tls
 
 __all__ = ["Endpoint"]
@@ -62,9 +63,10 @@ class Endpoint:
         self._limiter = trio.CapacityLimiter(self.limits.concurrency)
         self._breaker = Breaker()
         # Our own deadlines bound every try; httpx's would only count the silence between two bytes.
+        context = client_context(tls or Tls())
         self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(uds)) if uds is not None else None,
-            verify=_context(tls or Tls()),
+            transport=httpx.AsyncHTTPTransport(verify=context, uds=str(uds)) if uds is not None else None,
+            verify=context,
             timeout=None,  # noqa: S113
             # HTTP_PROXY and the like are for other machines. What is said to this one, in plain HTTP and with
             # credentials, must not be carried to a proxy.
@@ -278,17 +280,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _context(tls: Tls) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if tls.certificate is not None:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise MeshkitError("invalid_config", f"a TLS file cannot be used: {error}") from None
-    return context
 
 
 def _reason(error: httpx.HTTPError) -> str:

@@ -1,9 +1,10 @@
 """What a capsule demands beside being in force, checked by the release service itself.
 
-Vault records and revocation lists are the newest of its own database, by the rules that a device's gate goes
-by. Tokens are shown by whoever asks; that they hold the key in the last block, the signature of their request
-has proved. A policy is decided by the rules in the capsule, which its owner signed, or by the one provider
-that the service was told to ask. What nobody here can decide is refused.
+Vault records and revocation lists are the newest of its own database, by the rules that a device's gate
+goes by. Tokens are shown by whoever asks. The signature of their request has proved that they hold their
+newest key, and their chain that the keys of before were theirs; nobody asks with one of those. A policy is
+decided by the rules in the capsule, which its owner signed, or by the one provider that the service was
+told to ask. What nobody here can decide is refused.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 from typing import Final
 
 from meshkitfs.core.capability import Token, usable_tokens
+from meshkitfs.core.identity_record import verify_links
 from meshkitfs.core.membership import ListMark, newest_revocations, newest_vault, revocations_id
 from meshkitfs.core.pinned import Pinned
 from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import AccessList
+from meshkitfs.metadata._desk import Member
 from meshkitfs.metadata._stored import StoredMetadata
 from meshkitfs.metadata.service import Asker
 from meshkitfs.policy import Deciders, Demand, ask, lasts
@@ -72,12 +75,24 @@ class Demands:
             except MeshkitError as error:
                 unread.append(error)
         good, refused = usable_tokens(
-            tokens, asked=asked, holders=(asker.member.key,), share=capsule.share, revoked=revoked, now=now
-        )
+            tokens, asked=asked, holders=await self._holders(asker.member), share=capsule.share,
+            revoked=revoked, now=now,
+        )  # fmt: skip
         if not any(_reading(capsule) in token.rights for token in good):
             denied = MeshkitError("capability_denied", "no token gives the right to read")
             raise next(iter(unread + refused), denied)
         return min(until, *(token.last.exp for token in good))
+
+    async def _holders(self, who: Member) -> tuple[bytes, ...]:
+        """Return the signing keys that ``who`` has and had, the newest first, as their chain proves them.
+
+        Raises ``capability_denied`` if the key that asks was replaced meanwhile, ``invalid_record`` if their
+        records are no chain.
+        """
+        keys = [record.sig for record in verify_links(await self._home.identity(who.handle))]
+        if keys[-1] != who.key:
+            raise MeshkitError("capability_denied", "the key that asks has just been replaced")
+        return tuple(reversed(keys))
 
     async def _policy(self, capsule: Capsule, now: int) -> int:
         """Ask about the strongest right to read that the capsule has: the key gives no less."""

@@ -15,7 +15,7 @@ from meshkitfs.shares._events import (
     PublishFailed,
     RosterOverdue,
 )
-from meshkitfs.shares._granting import ROSTER_LIFETIME_S, Terms, grace_of
+from meshkitfs.shares._granting import ROSTER_LIFETIME_S, Terms, demands_of, grace_of
 from meshkitfs.shares._history import Version
 from meshkitfs.shares._locking import RefSeal
 from meshkitfs.shares._lookback import Change, path_changes
@@ -80,6 +80,7 @@ __all__ = [
     "check_name",
     "check_share_name",
     "collect",
+    "demands_of",
     "go_back",
     "grace_of",
     "inode_number",

@@ -32,6 +32,7 @@ from meshkitfs.shares._events import RosterOverdue
 from meshkitfs.shares._granting import (
     ROSTER_LIFETIME_S,
     Terms,
+    demands_of,
     grace_of,
     make_member,
     make_roster,
@@ -421,8 +422,9 @@ class ShareBook:
             pol = Capsule.parse(member.blob, Signers(self._identity().chain).keys).pol
         grace = grace_of(member)
         return Terms(
-            member.rights, member.expires, member.policy, member.vault, member.capability, pol, grace
-        )
+            member.rights, member.expires, member.policy, member.vault, member.capability, pol, grace,
+            demands_of(member),
+        )  # fmt: skip
 
     async def demand(self, share: Share, terms: Terms) -> tuple[int, list[Member]]:
         """Have every grant of ``share`` that demands ``terms.policy`` demand what ``terms.pol`` says now.

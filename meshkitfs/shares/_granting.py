@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshkitfs.core.capsule import capsule_type
-from meshkitfs.core.cose import peek1, record_hash
+from meshkitfs.core.capsule import capsule_header
+from meshkitfs.core.cose import record_hash
 from meshkitfs.core.keys import kid_of
 from meshkitfs.core.records import Roster, make_capsule
 from meshkitfs.core.release import EpochSecret, snapshot_mask, xor
@@ -17,7 +17,7 @@ from meshkitfs.gate import Grant
 from meshkitfs.identity import Identity
 from meshkitfs.state import Member
 
-__all__ = ["ROSTER_LIFETIME_S", "Terms", "grace_of", "make_member", "make_roster", "own_grant"]
+__all__ = ["ROSTER_LIFETIME_S", "Terms", "demands_of", "grace_of", "make_member", "make_roster", "own_grant"]
 
 # How long a roster vouches without being renewed. This bounds how long a dishonest metadata service can hide
 # a revocation from somebody who has seen nothing newer.
@@ -34,6 +34,7 @@ class Terms:
 
     ``pol`` is the capsule's field of that name, without ``who``; where it is None, a ``policy`` is only
     named. ``offline_grace`` is how long (seconds) it is good for after the last proof that it still stands.
+    ``keyvault`` is what the recipient's key vault has to give (`meshkitfs.keyvault.DEMANDS`).
     """
 
     rights: tuple[str, ...] = ("read",)
@@ -43,6 +44,7 @@ class Terms:
     capability: str = ""
     pol: Mapping[str, Any] | None = None
     offline_grace: int = 0
+    keyvault: tuple[str, ...] = ()
 
     def policy_for(self, handle: str) -> dict[str, Any] | None:
         """Return the capsule's ``pol`` for a recipient whom the owner knows as ``handle``."""
@@ -79,6 +81,7 @@ def make_member(
         "ver": ver, "root": root, "nbf": now - BACKDATE_S, "exp": expires, "seq": seq,
         "rights": sorted(terms.rights), "pol": terms.policy_for(handle),
         "vault": terms.vault or None, "cap": terms.capability or None, "offline_grace": terms.offline_grace,
+        "keyvault": sorted(terms.keyvault),
     }  # fmt: skip
     key, held = snapshot_key or secret.key, b""
     if secret.service is not None:
@@ -102,7 +105,12 @@ def grace_of(member: Member) -> int:
     """Return the offline grace (seconds) of a grant that this home has made."""
     if not member.blob:
         return 0
-    return int(peek1(member.blob, capsule_type(member.blob))["h"]["offline_grace"])
+    return int(capsule_header(member.blob)["offline_grace"])
+
+
+def demands_of(member: Member) -> tuple[str, ...]:
+    """Return what a grant that this home has made demands of its recipient's key vault."""
+    return tuple(capsule_header(member.blob).get("keyvault", ())) if member.blob else ()
 
 
 def own_grant(grant: Grant, me: Identity) -> Member:

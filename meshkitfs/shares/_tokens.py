@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from meshkitfs.core.capability import LETTER_MAGIC, Token, open_token, seal_token
+from meshkitfs.core.capability import LETTER_MAGIC, Token, issuing, open_token, seal_token
 from meshkitfs.core.keys import SigningKey, kid_of
 from meshkitfs.core.pinned import Pinned, valid_label
 from meshkitfs.errors import MeshkitError
@@ -86,6 +86,9 @@ class Tokens:
             except MeshkitError as error:
                 if error.code == "no_space":
                     break
+                if error.code == "biscuit_not_installed":
+                    _log.warning("a token in the mailbox waits there: %s", error.code)
+                    continue
                 # Nothing that ever becomes a token of this identity.
                 _log.info("a token in the mailbox is of no use: %s", error.code)
             else:
@@ -110,19 +113,23 @@ class Tokens:
             raise MeshkitError("invalid_argument", f"'{text}': {error.detail}") from None
 
     async def issue(
-        self, name: str, recipient: str, rights: Sequence[str], share: bytes | None, expires: int
-    ) -> Token:
+        self, name: str, recipient: str, rights: Sequence[str], share: bytes | None, expires: int,
+        *, biscuit: bool = False,
+    ) -> Token:  # fmt: skip
         """Make a token for a contact or this identity itself. ``share`` is the one it is for, None for any.
+
+        With ``biscuit`` it is one; raises ``biscuit_not_installed`` where none can be made.
 
         It is noted down before anybody has it, so that it can always be revoked; and there is a revocation
         list from the first token on, since without one no token is believed.
         """
         if not valid_label(name):
             raise MeshkitError("invalid_argument", f"'{name}' is no name for a capability")
+        kind = issuing(biscuit)
         me, token_id = self._identity(), os.urandom(16)
         holder, _ = await self._keys(recipient)
         await self._lists.begin_revocations()
-        token = Token.issue(
+        token = kind.issue(
             me.signing, token_id=token_id, name=name, holder=holder, rights=rights, share=share,
             iat=self._lists.now, exp=expires,
         )  # fmt: skip

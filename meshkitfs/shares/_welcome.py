@@ -57,6 +57,7 @@ class Pending:
     # What takes the code in it back at the metadata service; empty if there is none.
     joining: str = ""
     offline_grace: int = 0
+    keyvault: tuple[str, ...] = ()
 
     def live(self, now: int) -> bool:
         """Whether a claim can still lead to a grant."""
@@ -68,7 +69,7 @@ class Pending:
         return {
             "id": self.id[:8], "share": self.name, "rights": list(self.rights), "expires": self.expires,
             "until": self.until, "stage": stage, "handle": self.handle, "refused": list(self.refused),
-            "offline_grace": self.offline_grace,
+            "offline_grace": self.offline_grace, "key_vault_required": list(self.keyvault),
         }  # fmt: skip
 
 
@@ -98,10 +99,7 @@ class Welcome:
         if text is None:
             return []
         try:
-            return [
-                Pending(**row | {"rights": tuple(row["rights"]), "refused": tuple(row["refused"])})
-                for row in json.loads(text)
-            ]
+            return [_pending(row) for row in json.loads(text)]
         except (ValueError, TypeError, KeyError):
             raise MeshkitError("state_corrupt", "the list of invitations makes no sense") from None
 
@@ -136,6 +134,7 @@ class Welcome:
             until,
             joining=joining,
             offline_grace=terms.offline_grace,
+            keyvault=terms.keyvault,
         )
         text = ticket.to_text(me.signing)
         async with self._turn:
@@ -200,7 +199,7 @@ class Welcome:
             contact = await self._contacts().meet(claim.record, self._now)
             # From here on it is this identity's, whatever happens in between.
             item = await self._change(item, stage="claimed", root=root, handle=contact.handle)
-            terms = Terms(item.rights, item.expires, offline_grace=item.offline_grace)
+            terms = Terms(item.rights, item.expires, offline_grace=item.offline_grace, keyvault=item.keyvault)
             await self._book.add(share, contact.handle, terms)
         except MeshkitError as error:
             if error.code not in _FINAL:
@@ -224,6 +223,12 @@ class Welcome:
         over = [item for item in items if not item.live(now)][:-_KEPT]
         text = json.dumps([dataclasses.asdict(item) for item in items if item not in over])
         await trio.to_thread.run_sync(self._services.state.set_setting, _SETTING, text)
+
+
+def _pending(row: dict[str, Any]) -> Pending:
+    """Read an invitation back; of one that an earlier version kept, what is new has its default."""
+    arrays = {"rights": row["rights"], "refused": row["refused"], "keyvault": row.get("keyvault", ())}
+    return Pending(**row | {name: tuple(values) for name, values in arrays.items()})
 
 
 # What will not become better by trying again.

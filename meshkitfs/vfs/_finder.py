@@ -8,6 +8,7 @@ import queue
 import stat
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from meshkitfs.errors import MeshkitError
@@ -17,6 +18,7 @@ from meshkitfs.shares import (
     AnyShare,
     DirNode,
     Event,
+    FileNode,
     NameChanged,
     Node,
     NodeChanged,
@@ -332,6 +334,14 @@ class Finder:
             raise hidden
         if node is None:
             return await self._share_attr(share)
+        if isinstance(node, FileNode) and node.opens and share.live("list") is None:
+            # Most likely it is about to be read, and that will have to wait for the grant, with which a new
+            # version can come. The kernel has to know the size of that one first: it fills what a read of a
+            # shorter file leaves with zeros, up to the size that it believes in.
+            with suppress(MeshkitError):  # attributes are shown all the same
+                await share.use("list")
+            share, node = self._known(ino)
+            assert node is not None  # only the root of a share is no node
         return attr_of(share, node)
 
     @noted

@@ -67,6 +67,7 @@ def _capabilities(share: AnyShare, runtime: Runtime) -> str:
     value = runtime() | {
         "rights": sorted(grant.rights) if grant is not None else [],
         "caveats": list(grant.caveats) if grant is not None else [],
+        "key_vault_required": list(grant.capsule.keyvault) if grant is not None else [],
         "enforcement": grant.enforcement if grant is not None else None,
         "release_service": grant.capsule.rel["url"] if grant is not None and grant.capsule.rel else None,
     }
@@ -118,6 +119,8 @@ def _value(name: str, share: AnyShare, node: Node | None, runtime: Runtime) -> s
             return str(grant.capsule.pol["id"]) if grant.capsule.pol else None
         case "vault":
             return grant.capsule.vault
+        case "keyvault":
+            return ",".join(grant.capsule.keyvault) or None
         case "capsule":
             return grant.capsule.id.hex()
         case "freshness":
@@ -131,8 +134,8 @@ def _value(name: str, share: AnyShare, node: Node | None, runtime: Runtime) -> s
 
 
 _NAMES = (
-    "capabilities", "capsule", "cid", "expires", "freshness", "owner", "policy", "reason", "recipients",
-    "rights", "share", "state", "vault", "verified", "version",
+    "capabilities", "capsule", "cid", "expires", "freshness", "keyvault", "owner", "policy", "reason",
+    "recipients", "rights", "share", "state", "vault", "verified", "version",
 )  # fmt: skip
 
 
