@@ -122,6 +122,11 @@ class Person:
             stores = ["--provider", f"local:{beside.blocks}", "--metadata", str(beside.metadata)]
         return self.cli("init", "--identity", self.name, "--key-vault", key_vault, *stores, *options)
 
+    def configure(self, **sections):
+        """Put ``sections`` into the configuration file; the next daemon reads them."""
+        path = self.root / "meshkit.config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | sections))
+
     # -- the mount -------------------------------------------------------------------------------
 
     def mount(self, *options, check=True):

@@ -95,7 +95,7 @@ def test_every_command_of_the_interface_is_there():
     assert {" ".join(path) for path in COMMANDS} == {
         "audit", "decline", "service members", "service shares", "service audit", "service stats", "service remove-member",
         "service remove-share", "service readmit", "service release-handle",
-        "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version",
+        "init", "mount", "umount", "lock", "unlock", "support-bundle", "inbox", "accept", "status", "sync", "explain", "doctor", "version", "desktop install", "desktop uninstall",
         "history", "restore", "keyvault show", "keyvault list", "keyvault migrate",
         "share create", "share list", "share show", "share add", "share revoke", "share reencrypt",
         "share accept-rollback", "share invite", "share invitations", "share uninvite", "claim",

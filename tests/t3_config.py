@@ -573,6 +573,63 @@ def test_log_lines_are_structured_private_and_redacted(tmp_path):
 
 
 @pytest.mark.usefixtures("_quiet_log")
+def test_a_json_log_has_stable_keys_and_the_same_redaction(tmp_path):
+    file = tmp_path / "meshkitfs.log"
+    logs.setup(file, form="json")
+    log = logging.getLogger("meshkitfs.test")
+    log.warning("left: share %r: %s (%s)", Named(), "share_revoked", "a\nb\udce9 \u2028 token=hunter2")
+    fields = {"errno": 5, "left": 0.5, "on": True, "none": None, "level": "mine", "token": 1234}
+    fields |= {
+        "deep": {"password": ["hunter2"], "key": [RAW.hex(), RAW]},
+        "long": int(RAW.hex(), 16),
+        "cid": CID,
+    }
+    log.warning("fault", extra={"fields": fields | {"code": "head_fork"}})
+    try:
+        raise ValueError(f"bad key {RAW!r} {RAW.hex()}")
+    except ValueError:
+        log.exception("failed with %s", b64encode(RAW).decode())
+    text = file.read_text(encoding="ascii")
+    first, second, third = map(json.loads, text.splitlines())
+    assert set(first) == {"time", "level", "logger", "event", "message", "code", "share"}
+    assert first["time"].startswith("20")
+    assert first["time"].endswith("Z")
+    assert (first["level"], first["logger"], first["code"]) == ("warning", "meshkitfs.test", "share_revoked")
+    assert (first["event"], first["share"]) == ("left: share %r: %s (%s)", "0badcafe")
+    assert first["message"].startswith("left: share <Share 0badcafe>: share_revoked (a\nb\udce9")
+    assert (second["errno"], second["left"], second["on"], second["none"]) == (5, 0.5, True, None)
+    assert (second["level"], second["level_"], second["code"]) == ("warning", "mine", "head_fork")
+    assert (second["token"], second["cid"]) == ("[redacted]", CID)
+    assert "ValueError" in third["traceback"]
+    for secret in ("hunter2", "1234", RAW.hex(), str(int(RAW.hex(), 16)), b64encode(RAW).decode(), "\\xc8"):
+        assert secret not in text
+
+
+class Named:
+    """Names itself as a share does."""
+
+    def __repr__(self):
+        return "<Share 0badcafe>"
+
+
+@pytest.mark.usefixtures("_quiet_log")
+def test_the_format_of_the_log_is_configured_and_an_option_takes_its_place(tmp_path):
+    home = Home(tmp_path / "home")
+    home.ensure()
+    for configured, option, expected in (("json", None, True), ("json", "text", False), (None, "json", True)):
+        section = {"log": {"format": configured}} if configured else {}
+        home.config_path.write_text(json.dumps({"version": 1, **section}))
+        home.log_file.unlink(missing_ok=True)
+        logs.setup_home(home, form=option)
+        logging.getLogger("meshkitfs.test").warning("line")
+        assert home.log_file.read_text().startswith("{") is expected
+    with pytest.raises(MeshkitError) as caught:
+        check({"version": 1, "log": {"format": "xml"}})
+    assert "use 'text' or 'json'" in caught.value.detail
+    assert check({"version": 1, "log": {"format": "json"}}).as_dict(BASE)["log"] == {"format": "json"}
+
+
+@pytest.mark.usefixtures("_quiet_log")
 def test_the_log_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "MAX_BYTES", 2000)
     logs.setup(tmp_path / "meshkitfs.log")

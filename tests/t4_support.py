@@ -17,6 +17,9 @@ import pytest
 import t4_gate
 from homes import Person, needs_fuse, wait_until
 
+from meshkitfs.daemon import support
+from meshkitfs.daemon.home import Home
+
 pytestmark = needs_fuse
 SHARE = "tax papers 2026"
 FILE = "canary-file-name.txt"
@@ -126,6 +129,23 @@ def test_what_is_in_it_and_what_is_not(story):
     assert "msg=mounted" in text["log.txt"]
 
 
+def test_a_json_log_stays_json_and_loses_the_same():
+    veil = support._Veil(Home("/srv/canary-home"), {"identity": "canary-me"}, names=False, hosts=False)
+    line = {
+        "event": "asked https://store.example.org/a",
+        "place": "/srv/canary-home/x",
+        "n": 5,
+        "by": ["canary-me"],
+    }
+    text = veil.over_log(json.dumps(line) + f"\ntime=x msg=https://store.example.org/a key={'ab' * 32}\n")
+    first, second = text.splitlines()
+    shown = json.loads(first)
+    assert shown["n"] == 5
+    assert shown["event"] == "asked https://HOST/PATH"
+    for secret in ("canary", "example.org", "ab" * 32):
+        assert secret not in first + second
+
+
 def test_names_and_hosts_by_choice(story, tmp_path):
     assert SHARE in story.cli("support-bundle", "--show", "--names")["content"]["status.json"]
     with Person(tmp_path / "erin", "erin") as erin:
@@ -205,6 +225,9 @@ def test_no_canary_in_any_trace(tmp_path):
 
         said(frank, "init", "--identity", "frank", "--key-vault", "passphrase-file")
         grace.init(frank)
+        # The one log is text, the other JSON.
+        grace.configure(log={"format": "json"})
+        (grace.root / "log/meshkitfs.log").unlink()
         frank.mnt.mkdir()
         frank.daemons.append(said(frank, "mount", str(frank.mnt))["pid"])
         grace.mount()
@@ -258,7 +281,9 @@ def test_no_canary_in_any_trace(tmp_path):
     assert b"mount" in texts["argument lists"]
     assert b"MESHKITFS_HOME" in texts["environments"]
     assert "level=debug" in frank.logs()
-    assert "share_revoked" in grace.logs()
+    lines = [json.loads(line) for line in (grace.root / "log/meshkitfs.log").read_text().splitlines()]
+    assert {line["level"] for line in lines} >= {"debug", "info"}
+    assert any(line.get("code") == "share_revoked" for line in lines)
     assert {where for where, text in texts.items() if BEARER.encode() in text} <= {"environments"}
     secrets |= {"passphrase": PHRASE.encode(), "content": CONTENT}
     for where, text in texts.items():

@@ -25,6 +25,7 @@ from ..daemon.failures import as_error
 from ..daemon.finding import FAIL, INFO, OK, WARN, Finding
 from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
+from . import _doctor_watching
 from ._asking import daemon_info
 from ._context import Context
 from ._output import printable, size, table
@@ -246,6 +247,8 @@ def _daemon(context: Context) -> Iterator[Finding]:
     if problem:
         why = TABLE.get(problem, TABLE["internal_error"])
         yield Finding("change feed", FAIL, f"{problem}: {why.sentence}", why.remedy)
+    for name, grade, found, remedy in _doctor_watching.examine(config.load(home.config_path), status):
+        yield Finding(name, grade, found, remedy)
     left = status.get("left") or []
     detail = f"{len(left)} shares have unpublished changes" if left else "everything is published"
     yield Finding("unsent", INFO if left else OK, detail)

@@ -64,7 +64,7 @@ def _set_up(
     if given:
         _agree(context, given, provider, metadata)
     with home.hold(wait=_HOLD_SECONDS):
-        logs.setup(home.log_file)
+        logs.setup_home(home)
         data = client.run_async(
             partial(
                 initialize,

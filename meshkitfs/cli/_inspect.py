@@ -44,6 +44,8 @@ def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
             ("byte store", data.get("provider")),
             ("unsent", _unsent(pending)),
             ("oldest unsent", ago(min(times)) if (times := _since(data)) else None),
+            ("metrics", data.get("metrics")),
+            ("notifications", _untold(data)),
             ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
         ]
     )
@@ -64,6 +66,12 @@ def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
             for item in errors
         ]
     return lines
+
+
+def _untold(data: Mapping[str, Any]) -> str | None:
+    """Say why the last notification was not shown, if it was not."""
+    problem = (data.get("notifications") or {}).get("problem")
+    return f"the last one was not shown: {printable(problem)}" if problem else None
 
 
 def sync(context: Context, args: argparse.Namespace) -> int:

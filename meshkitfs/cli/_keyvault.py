@@ -154,7 +154,7 @@ def migrate(context: Context, args: argparse.Namespace) -> int:
     home = context.home
     home.require_initialized()
     with home.hold(wait=_HOLD_SECONDS):
-        logs.setup(home.log_file)
+        logs.setup_home(home)
         before = keyvault.existing(home.root)
         new_passphrase = context.passphrase.second()
         report = keyvault.migrate(

@@ -49,7 +49,7 @@ def mount(context: Context, args: argparse.Namespace) -> int:
 
 def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, Any]:
     secret = None if args.locked else _passphrase(context)
-    options = config.MountOptions(args.nonempty, args.read_only, args.fsync, args.locked, args.noexec)
+    options = _options(args)
     try:
         return background.start(context.home, Path(place), options, secret)
     except MeshkitError as error:
@@ -60,6 +60,18 @@ def _start(context: Context, args: argparse.Namespace, place: str) -> dict[str, 
         if info is None or info.get("mountpoint") != place:
             raise
         return info
+
+
+def _options(args: argparse.Namespace, *, locked: bool | None = None) -> config.MountOptions:
+    return config.MountOptions(
+        args.nonempty,
+        args.read_only,
+        args.fsync,
+        args.locked if locked is None else locked,
+        args.noexec,
+        log_format=args.log_format,
+        metrics=args.metrics,
+    )
 
 
 def _settled_info(home: Home) -> dict[str, Any] | None:
@@ -100,11 +112,9 @@ def _foreground(context: Context, args: argparse.Namespace) -> int:
 
         # Under systemd there is nobody to ask, now or at the next try: it waits, locked, for 'unlock'.
         waits = notifier is not None and not context.passphrase.given and _asks(context)
-        options = config.MountOptions(
-            args.nonempty, args.read_only, args.fsync, args.locked or waits, args.noexec
-        )
+        options = _options(args, locked=args.locked or waits)
         with _held(home):
-            logs.setup(home.log_file, stderr=not in_background)
+            logs.setup_home(home, stderr=not in_background, form=options.log_format)
             client.run_async(
                 partial(run_mount, home, Path(place), options, context.passphrase, on_ready, notifier)
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..daemon.config import FSYNC
+from ..daemon.config import FSYNC, LOG_FORMATS
 from . import _locking, _mounting
 from ._grammar import Adder, descriptor, timeout_option
 
@@ -35,6 +35,14 @@ def mount_commands(add: Adder) -> None:
     )
     mount.add_argument(
         "--locked", action="store_true", help="come up locked, asking nobody for the key: see unlock"
+    )
+    mount.add_argument(
+        "--log-format", choices=LOG_FORMATS, help="how the log is written (default: as configured, else text)"
+    )
+    mount.add_argument(
+        "--metrics",
+        metavar="PLACE",
+        help="show metrics for Prometheus at HOST:PORT or unix:PATH (default: as configured, else nowhere)",
     )
     mount.add_argument("--ready-fd", type=descriptor, help=argparse.SUPPRESS)
 

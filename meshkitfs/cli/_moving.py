@@ -140,7 +140,7 @@ def _taken(
     home = context.home
     provider, metadata, kind = agreed_stores(context, args, carried.config(home.root))
     with home.hold(wait=_HOLD_SECONDS):
-        logs.setup(home.log_file)
+        logs.setup_home(home)
         from ..daemon.founding import initialize
 
         data = client.run_async(

@@ -11,6 +11,7 @@ from ._audit import audit_commands
 from ._autostart import autostart_commands
 from ._capabilities import capability_commands
 from ._completion import completion_commands
+from ._desktop import desktop_commands
 from ._grammar import Adder, Parser, shared_options
 from ._init_grammar import setup_commands
 from ._keeping_grammar import keeping_commands
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     key_vault_commands(add)
     look_commands(add)
     support_commands(add)
+    desktop_commands(add)
     audit_commands(add)
     keeping_commands(add)
     completion_commands(add)

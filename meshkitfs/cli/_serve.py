@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..core.durations import parse_span
 from ..daemon import logs
+from ..daemon.config import LOG_FORMATS
 from ..daemon.notify import Notifier
 from ..errors import MeshkitError
 from ._context import Context
@@ -34,7 +35,7 @@ def serve(context: Context, args: argparse.Namespace) -> int:
     server = server_room()
     settings = settings_of(server, args)
     notifier = Notifier.take()
-    logs.setup(None, stderr=True, level=logging.WARNING)
+    logs.setup(None, stderr=True, level=logging.WARNING, form=settings.log_format)
 
     def started(addresses: list[str]) -> None:
         data = {"listening": addresses, "join": settings.join}
@@ -91,6 +92,10 @@ def serve_commands(add: Any) -> None:
     parser.add_argument(
         "--tls-client-ca-file", metavar="FILE", help="ask clients for a certificate of this CA"
     )
+    parser.add_argument(
+        "--metrics", metavar="PLACE", help="show metrics for Prometheus at HOST:PORT or unix:PATH"
+    )
+    parser.add_argument("--log-format", choices=LOG_FORMATS, help="how the log is written (default: text)")
     invite = add.command(
         "serve-invite",
         serve_invite,
@@ -130,6 +135,10 @@ def settings_of(server: Any, args: argparse.Namespace) -> Any:
         overrides["names"] = frozenset(args.name)
     if getattr(args, "join", None):
         overrides["join"] = args.join
+    if getattr(args, "metrics", None):
+        overrides["metrics"] = args.metrics
+    if getattr(args, "log_format", None):
+        overrides["log_format"] = args.log_format
     if getattr(args, "join_token_file", None):
         overrides["join_token"] = server.SecretSource(file=Path(args.join_token_file).absolute())
     if getattr(args, "release_key_file", None):

@@ -149,6 +149,10 @@ def _command(home: Home, point: Path, options: MountOptions, ready: int, secret:
         command.append("--read-only")
     if options.fsync is not None:
         command += ["--fsync", options.fsync]
+    if options.log_format is not None:
+        command += ["--log-format", options.log_format]
+    if options.metrics is not None:
+        command += ["--metrics", options.metrics]
     if options.locked:
         command.append("--locked")
     if options.noexec:

@@ -76,7 +76,7 @@ def run(
 
                     # What waits here can be told, and waited for, while the byte store is away.
                     open_service = partial(Service.open, absent=method in ("status", "sync"))
-                logs.setup(home.log_file)
+                logs.setup_home(home)
                 return run_async(
                     partial(_in_process, open_service, home, method, params, passphrase, on_progress)
                 )

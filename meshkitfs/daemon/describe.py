@@ -37,6 +37,7 @@ __all__ = [
     "member",
     "pending",
     "share",
+    "state",
     "status",
     "status_json",
 ]
@@ -66,7 +67,7 @@ def share(item: Share) -> dict[str, Any]:
         "version": item.base.version or None,
         "epoch": grant.roster.epoch if grant is not None else None,
         "head": cid_text(item.base.root) if item.base.root else None,
-        "state": _state(item),
+        "state": state(item),
         "reason": next((e.code for e in _reasons(item) if e is not None), None),
         "freshness": _freshness(item),
         "roster": _roster(item),
@@ -106,7 +107,7 @@ def _roster(item: Share) -> dict[str, Any] | None:
     return {"until": item.roster_until, "problem": "" if problem is None else problem.detail}
 
 
-def _state(item: Share) -> str:
+def state(item: Share) -> str:
     """Say where a share's changes are: nowhere to go, here, on their way, stuck here, or all stored.
 
     And of one without changes, if its newest version cannot be read.
@@ -194,7 +195,7 @@ def left(session: Session) -> list[dict[str, Any]]:
             found.append(
                 {
                     "share": item.name,
-                    "state": _state(item) if item.dirty or item.refusal else _unopened(item),
+                    "state": state(item) if item.dirty or item.refusal else _unopened(item),
                     "blocks": blocks,
                     "bytes": size,
                     # Some of it is not on this device's disk yet: it ends with the mount.

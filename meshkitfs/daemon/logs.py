@@ -4,8 +4,9 @@ A line is ``key=value`` pairs (values with spaces are quoted as JSON strings)::
 
     time=2026-11-23T15:04:05.123Z level=warning logger=meshkitfs.gate msg="refused" code=share_revoked
 
-Extra pairs come from ``logging``'s ``extra={"fields": {...}}``. The redaction is the last step, over the
-finished text with its traceback: no caller has to remember it, and no caller may rely on it.
+Extra pairs come from ``logging``'s ``extra={"fields": {...}}``. As ``json`` it is an object in one line,
+with the same pairs; see `JsonFormatter`. The redaction is the last step, over the finished text with its
+traceback, or over each value of the object: no caller has to remember it, and no caller may rely on it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from ..errors import MeshkitError
+from ..errors import TABLE, MeshkitError
+from .home import Home
 
-__all__ = ["JournalFormatter", "LineFormatter", "redact", "setup"]
+__all__ = ["JournalFormatter", "JsonFormatter", "LineFormatter", "redact", "setup", "setup_home"]
 
 MAX_BYTES: Final = 2 * 1024 * 1024
 BACKUPS: Final = 4
@@ -40,6 +42,8 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s+[0-9A-Za-z._~+/=-]{8,}")
 _HEX: Final = re.compile(r"(?<![0-9A-Za-z])(?:0x)?[0-9a-fA-F]{40,}(?![0-9A-Za-z])")
 _BASE64_PADDED: Final = re.compile(r"(?<![0-9A-Za-z+/_-])[0-9A-Za-z+/_-]{32,}={1,2}")
 _BASE64: Final = re.compile(r"(?<![0-9A-Za-z+/_-])[0-9A-Za-z+_-]{40,}(?![0-9A-Za-z+_-])")
+# How a share names itself in a log.
+_SHARE: Final = re.compile(r"<Share ([0-9a-f]{8})>")
 _BYTES: Final = re.compile(r"\bb(?:'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\")")
 
 
@@ -70,9 +74,8 @@ class LineFormatter(logging.Formatter):
     """Formats one record as one ``key=value`` line (tracebacks follow, indented) and redacts the result."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         pairs = [
-            f"time={moment}.{int(record.msecs):03d}Z",
+            f"time={_moment(record)}",
             f"level={record.levelname.lower()}",
             f"logger={record.name}",
             f"msg={_quoted(record.getMessage())}",
@@ -87,13 +90,68 @@ class LineFormatter(logging.Formatter):
         return redact(text)
 
 
+class JsonFormatter(logging.Formatter):
+    """Formats one record as one JSON object in one line, each value redacted.
+
+    Always there: ``time`` (UTC), ``level``, ``logger``, ``event`` (what happened, in words that do not change
+    from one time to the next) and ``message`` (the same with its particulars). Where it has one: ``code`` of
+    the error table, ``share`` (the first digits of its id), ``traceback``, and the record's own fields
+    under their names.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        line: dict[str, Any] = {
+            "time": _moment(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": redact(str(record.msg)),
+            "message": redact(message),
+        }
+        args = record.args if isinstance(record.args, tuple) else ()
+        code = next((arg for arg in args if isinstance(arg, str) and arg in TABLE), None)
+        if code is not None:
+            line["code"] = code
+        if (share := _SHARE.search(message)) is not None:
+            line["share"] = share[1]
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, Mapping):
+            for name, value in fields.items():
+                key = redact(str(name))
+                line[f"{key}_" if key in line and key != "code" else key] = _shown(str(name), value)
+        if record.exc_info:
+            line["traceback"] = redact(self.formatException(record.exc_info))
+        # ASCII only: a name that is not UTF-8 must not make a line that is no JSON.
+        return json.dumps(line)
+
+
 class JournalFormatter(LineFormatter):
     """Formats for the journal, which knows the time, and takes each line's priority from its beginning."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record).partition(" ")[2]
-        level = next((p for floor, p in _PRIORITIES if record.levelno >= floor), 7)
-        return "\n".join(f"<{level}>{line}" for line in text.splitlines())
+        return "\n".join(f"<{_priority(record)}>{line}" for line in text.splitlines())
+
+
+class JournalJsonFormatter(JsonFormatter):
+    """The same as JSON, complete."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_priority(record)}>{super().format(record)}"
+
+
+_FORMATTERS: Final[Mapping[str, Callable[[], logging.Formatter]]] = {
+    "text": LineFormatter,
+    "json": JsonFormatter,
+}
+_JOURNAL: Final[Mapping[str, Callable[[], logging.Formatter]]] = {
+    "text": JournalFormatter,
+    "json": JournalJsonFormatter,
+}
+
+
+def _priority(record: logging.LogRecord) -> int:
+    return next((p for floor, p in _PRIORITIES if record.levelno >= floor), 7)
 
 
 def _stderr_is_the_journal() -> bool:
@@ -106,19 +164,36 @@ def _stderr_is_the_journal() -> bool:
     return (device, inode) == (str(info.st_dev), str(info.st_ino))
 
 
-def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) -> None:
+def setup_home(home: Home, *, stderr: bool = False, form: str | None = None) -> None:
+    """Send the log to the file of ``home``, which the caller holds, in the ``form`` that is configured there.
+
+    ``form`` takes its place. Raises as `setup`; a configuration that cannot be used is for others to report.
+    """
+    if form is None:
+        from . import config  # a command that a daemon answers reads no configuration
+
+        try:
+            form = config.load(home.config_path).log.form
+        except MeshkitError:
+            form = config.LOG_FORMATS[0]
+    setup(home.log_file, stderr=stderr, form=form)
+
+
+def setup(file: Path | None, *, stderr: bool = False, level: int | None = None, form: str = "text") -> None:
     """Send the log of this process to ``file`` (rotated at 2 MiB, four old ones kept) and/or to stderr.
 
-    Without a ``level`` it is INFO, or DEBUG where ``MESHKITFS_DEBUG`` is set. With neither file nor stderr,
-    the log goes nowhere. Lines for the journal have priorities. A file is for whoever holds the home: two
-    processes must not rotate one file. Calling it again replaces what the last call set up. Raises
-    ``invalid_config`` when the file cannot be opened.
+    ``form`` is ``text`` or ``json``. Without a ``level`` it is INFO, or DEBUG where ``MESHKITFS_DEBUG`` is
+    set. With neither file nor stderr, the log goes nowhere. Lines for the journal have priorities. A file is
+    for whoever holds the home: two processes must not rotate one file. Calling it again replaces what the
+    last call set up. Raises ``invalid_config`` when the file cannot be opened.
     """
     if level is None:
         level = logging.DEBUG if os.environ.get("MESHKITFS_DEBUG") else logging.INFO
     root = logging.getLogger()
     for handler in root.handlers[:]:
-        if isinstance(handler.formatter, LineFormatter):  # of an earlier call; others' handlers stay
+        if isinstance(
+            handler.formatter, LineFormatter | JsonFormatter
+        ):  # of an earlier call; others' handlers stay
             root.removeHandler(handler)
             handler.close()
     handlers: list[logging.Handler] = []
@@ -132,19 +207,38 @@ def setup(file: Path | None, *, stderr: bool = False, level: int | None = None) 
     if stderr:
         handlers.append(logging.StreamHandler(sys.stderr))
         if _stderr_is_the_journal():
-            handlers[-1].setFormatter(JournalFormatter())
+            handlers[-1].setFormatter(_JOURNAL[form]())
     if not handlers:
         # With no handler at all, logging would print warnings to stderr, unredacted.
         handlers.append(logging.NullHandler())
     for handler in handlers:
         if handler.formatter is None:
-            handler.setFormatter(LineFormatter())
+            handler.setFormatter(_FORMATTERS[form]())
         root.addHandler(handler)
     root.setLevel(level)
     # Libraries log requests and their headers below WARNING; none of that belongs in this log.
     for name in ("httpx", "httpcore", "keyring", "asyncio", "secretstorage", "jeepney"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     logging.raiseExceptions = False  # a full disk under the log must not write tracebacks to stderr
+
+
+def _moment(record: logging.LogRecord) -> str:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{moment}.{int(record.msecs):03d}Z"
+
+
+def _shown(name: str, value: object) -> Any:
+    """Return ``value`` of the field ``name`` for JSON: numbers as they are, everything redacted."""
+    if isinstance(value, Mapping):
+        return {redact(str(key)): _shown(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(name, item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    # A name such as "token" says of any value that it is none to be shown.
+    text = str(value)
+    hidden = _HIDDEN if redact(f"{name}=x") != f"{name}=x" else redact(text)
+    return value if hidden == text and isinstance(value, int | float) else hidden
 
 
 def _quoted(value: object) -> str:

@@ -10,16 +10,18 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
+from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import control, describe, watchdog
 from meshkitfs.daemon.config import MountOptions
 from meshkitfs.daemon.door import Door, NoShares, keyring_is_locked
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.locking import DETAIL
 from meshkitfs.daemon.notify import Notifier
+from meshkitfs.daemon.notifying import DesktopNotifier
 from meshkitfs.daemon.service import Progress, Service
 from meshkitfs.daemon.session import CLOSE_DEADLINE_S
 from meshkitfs.errors import MeshkitError
@@ -28,6 +30,9 @@ from meshkitfs.keyvault import Passphrase
 from meshkitfs.shares import ShareBook
 from meshkitfs.state import AuditLine
 from meshkitfs.vfs import ControlFiles, MeshFilesystem
+
+if TYPE_CHECKING:
+    from meshkitfs.daemon.metrics import Metrics
 
 __all__ = ["run_mount"]
 
@@ -102,6 +107,7 @@ class _Mount:
         self.info = {"mountpoint": str(mountpoint), "pid": os.getpid()}
         self.ending = _Ending()
         self.service: Service | None = None
+        self.desktop: DesktopNotifier | None = None
         self.door: Door | None = None
         self._files = ControlFiles(
             {
@@ -117,6 +123,7 @@ class _Mount:
         self.fs = MeshFilesystem(book, self._files, self._runtime, self._note, self._record)
         self.fs.closed = self._closed
         self._settled: Callable[[], Any] | None = None
+        self._metrics: Metrics | None = None
 
     def show(self, service: Service) -> None:
         """Show the shares of an open home."""
@@ -128,7 +135,12 @@ class _Mount:
         service.lock.before = self._write_back
         service.lock.after = self._dropped
         session.listeners.append(self.fs.on_event)
+        self.desktop = desktop = DesktopNotifier(session.config.notifications, service)
+        session.listeners.append(desktop.on_event)
+        session.services.nursery.start_soon(desktop.run)
         self.fs.book = session.book
+        if self._metrics is not None:
+            session.listeners.append(self._metrics.on_event)
         self.service = service
 
     async def start(self, nursery: trio.Nursery) -> None:
@@ -145,10 +157,28 @@ class _Mount:
 
         mounted: fuse_mount.Mounted = await nursery.start(serve)
         self._settled = mounted.invalidator.drained
+        await self._show_metrics(nursery, mounted)
         await nursery.start(
             partial(control.serve, self.home, self._call, info=lambda: dict(self.info), stop=self._stop)
         )
         _log.info("mounted")
+
+    async def _show_metrics(self, nursery: trio.Nursery, mounted: fuse_mount.Mounted) -> None:
+        """Show metrics, if that is wanted. Raises ``invalid_config``."""
+        wanted = configuration.load(self.home.config_path).metrics
+        listen = wanted.listen if self.options.metrics is None else self.options.metrics
+        if not listen:
+            return
+        # Loaded here: nobody else needs these libraries.
+        from meshkitfs.daemon.metrics import Metrics
+        from meshkitfs.net import scrape
+
+        place = scrape.Place.parse(listen, remote=wanted.allow_remote)
+        self._metrics = metrics = Metrics(lambda: self.service, mounted.counters)
+        if self.service is not None:
+            self.service.session.listeners.append(metrics.on_event)
+        self.info["metrics"] = await nursery.start(scrape.show, place, metrics.registry)
+        _log.info("metrics are shown")
 
     async def finish(self, service: Service) -> None:
         """Show ``service`` until it is unmounted, then make sure of what was changed, and publish it."""
@@ -189,7 +219,10 @@ class _Mount:
 
     async def _call(self, method: str, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if self.service is not None:
-            return await self.service.call(method, params, progress)
+            result = await self.service.call(method, params, progress)
+            if method == "status" and self.desktop is not None:
+                result["notifications"] = self.desktop.status()
+            return result
         assert self.door is not None  # a mount has one or the other
         return await self.door.call(method, params, progress)
 
@@ -212,6 +245,8 @@ class _Mount:
     def _note(self, path: str, error: MeshkitError) -> None:
         if self.service is not None:
             self.service.session.note(path, error)
+        if self.desktop is not None:
+            self.desktop.refused(path, error)
 
     def _record(self, line: AuditLine) -> None:
         record = None if self.service is None else self.service.session.auditing.record

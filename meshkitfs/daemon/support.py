@@ -25,11 +25,11 @@ __all__ = ["collect"]
 LOG_LINES: Final = 400
 _OUT: Final = "[left out]"
 _PACKAGES: Final = (
-    "apsw-sqlite3mc", "cbor2", "cryptography", "http-message-signatures", "httpx", "keyring", "multiformats",
-    "pyfuse3", "SecretStorage", "trio",
+    "apsw-sqlite3mc", "cbor2", "cryptography", "h11", "http-message-signatures", "httpx", "jeepney",
+    "keyring", "multiformats", "prometheus-client", "pyfuse3", "SecretStorage", "trio",
 )  # fmt: skip
 # Strings of the configuration that are shown: kinds of things, none of them a name or a place.
-_CONFIG_SHOWN: Final = frozenset({"type", "fsync"})
+_CONFIG_SHOWN: Final = frozenset({"type", "fsync", "format"})
 _CONFIG_PLACES: Final = frozenset({"url", "endpoint"})
 _STATUS_SHOWN: Final = frozenset({"counters", "pending", "fsync", "spool", "locked"})
 _SHARE_SHOWN: Final = (
@@ -41,10 +41,11 @@ _LEFT_SHOWN: Final = (
 _VAULT_SHOWN: Final = (
     "kind", "available", "persistent", "exportable", "hardware_backed", "user_presence", "locked", "fallback",
 )  # fmt: skip
+_NOTIFICATIONS_SHOWN: Final = ("active", "details", "sent", "failed", "dropped")
 _SOURCE_SHOWN: Final = ("served", "failed", "wrong", "barred")
 # Findings of the doctor whose text names nothing of the home.
 _FINDINGS_SHOWN: Final = frozenset(
-    {"python", "pyfuse3", "kernel", "/dev/fuse", "fusermount3", "clock", "unsent"}
+    {"python", "pyfuse3", "kernel", "/dev/fuse", "fusermount3", "clock", "unsent", "notifications"}
 )
 _URL: Final = re.compile(r"\b([a-z][a-z0-9+.-]*://)([^/?\s\"',;)]+)([/?][^\s\"',;)]*)?")
 _PATH: Final = re.compile(r"(?<![\w.~:/])(?:~|\$HOME)?/(?:[^\s\"'/,;:)]+/)*[^\s\"'/,;:)]+")
@@ -82,7 +83,7 @@ def collect(
         name: veil.over(json.dumps(value, indent=2, sort_keys=True)).encode() + b"\n"
         for name, value in files.items()
     }
-    made["log.txt"] = veil.over(_log(home)).encode(errors="backslashreplace")
+    made["log.txt"] = veil.over_log(_log(home)).encode(errors="backslashreplace")
     return made
 
 
@@ -115,6 +116,27 @@ class _Veil:
         if not self._names:
             text = _PATH.sub(lambda match: match[0] if match[0] in ("/dev/fuse",) else "/PATH", text)
         return redact(text)
+
+    def over_log(self, text: str) -> str:
+        """The same for a log, in which a line that is JSON stays JSON."""
+        lines = text.splitlines(keepends=True)
+        if not any(line.startswith("{") for line in lines):
+            return self.over(text)
+        return "".join(map(self._line, lines))
+
+    def _line(self, line: str) -> str:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return self.over(line)
+        return json.dumps(self._within(value)) + "\n"
+
+    def _within(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {self.over(key): self._within(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._within(item) for item in value]
+        return self.over(value) if isinstance(value, str) else value
 
     def _address(self, match: re.Match[str]) -> str:
         host = match[2].rpartition("@")[2] if self._hosts else "HOST"
@@ -168,6 +190,8 @@ def _config(value: Any, name: str, *, names: bool, hosts: bool) -> Any:
 
 def _status(status: Mapping[str, Any], *, names: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {key: status[key] for key in _STATUS_SHOWN if key in status}
+    shown["metrics"] = bool(status.get("metrics"))
+    shown["notifications"] = _some(status.get("notifications") or {}, _NOTIFICATIONS_SHOWN)
     shown["mounted"] = bool(status.get("mountpoint"))
     shown["key_vault"] = _some(status.get("key_vault") or {}, _VAULT_SHOWN)
     shown["sources"] = [_some(source, _SOURCE_SHOWN) for source in status.get("sources") or []]

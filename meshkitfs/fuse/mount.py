@@ -20,7 +20,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.fuse import handover, preflight
 from meshkitfs.fuse.guard import guarded_process
 from meshkitfs.fuse.invalidate import Invalidator
-from meshkitfs.fuse.operations import Operations
+from meshkitfs.fuse.operations import Counters, Operations
 from meshkitfs.fuse.spin import PATIENCE, Readiness
 from meshkitfs.fuse.workers import Workers
 from meshkitfs.vfs.types import Filesystem
@@ -57,6 +57,7 @@ class Mounted:
     invalidator: Invalidator
     readiness: Readiness
     workers: Workers
+    counters: Counters
 
 
 async def run(
@@ -95,7 +96,7 @@ async def run(
         # Not around the mounting and unmounting: libfuse runs fusermount3 there, and does not expect
         # the guard's signal while it waits for it.
         with guarded_process(), _pyfuse3_trio(workers):
-            mounted = Mounted(mount, invalidator, readiness, workers)
+            mounted = Mounted(mount, invalidator, readiness, workers, operations.counters)
             await _serve(mounted, operations.serving, options.grace, stop, task_status)
     except BaseExceptionGroup as failures:
         # The device could not be read; anything else is a defect and stays as it is.

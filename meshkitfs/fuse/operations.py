@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -27,7 +28,7 @@ from meshkitfs.fuse.workers import Workers
 from meshkitfs.vfs import CALLER
 from meshkitfs.vfs.types import Attr, Filesystem, ForgetInode, SetAttr
 
-__all__ = ["Operations"]
+__all__ = ["Counters", "Operations"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +52,27 @@ def _handler(
 
     @functools.wraps(method)
     async def answered(self: Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        self.counters.done[name] += 1
         try:
             return await method(self, *args, **kwargs)
         except GeneratorExit:
             raise
         except BaseException as error:
-            raise FUSEError(self._errno(name, error)) from None
+            code = self._errno(name, error)
+            self.counters.failed[code] += 1
+            raise FUSEError(code) from None
 
     return answered
+
+
+class Counters:
+    """What the kernel has asked for: requests by handler, failures by errno, bytes read and written."""
+
+    def __init__(self) -> None:
+        self.done: Counter[str] = Counter()
+        self.failed: Counter[int] = Counter()
+        self.bytes_read = 0
+        self.bytes_written = 0
 
 
 def _refusal(code: int) -> OSError:
@@ -106,6 +120,7 @@ class Operations(pyfuse3.Operations):
         self._uid = os.getuid()
         self._gid = os.getgid()
         self.serving = trio.Event()
+        self.counters = Counters()
         # Returns when the kernel has taken note of every invalidation queued so far; set by the mount.
         self.settled: Callable[[], Awaitable[None]] | None = None
 
@@ -276,6 +291,7 @@ class Operations(pyfuse3.Operations):
         data = await self._fs.read(fh, off, size)
         if not isinstance(data, _BUFFERS) or len(data) > size:
             raise TypeError("the filesystem's read returned no buffer, or more than was asked for")
+        self.counters.bytes_read += len(data)
         # pyfuse3's stub says bytes, but it takes any contiguous buffer, and takes it without a copy.
         return data  # type: ignore[return-value]
 
@@ -285,6 +301,7 @@ class Operations(pyfuse3.Operations):
         written = await self._fs.write(fh, off, buf)
         if not 0 <= written <= len(buf):
             raise ValueError("the filesystem's write returned an impossible count")
+        self.counters.bytes_written += written
         return written
 
     @_handler

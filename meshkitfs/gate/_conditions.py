@@ -50,6 +50,8 @@ class Conditions:
         self._policy = policy
         self._lists = lists
         self._key_vault = key_vault
+        # Questions to policies, one for each right, by what came of them.
+        self.questions = {"allowed": 0, "denied": 0, "failed": 0}
 
     async def check(
         self,
@@ -133,8 +135,14 @@ class Conditions:
         demand = Demand.of(capsule.pol or {})
         if self._policy is None:
             raise MeshkitError("policy_provider_required", f"policy '{demand.id}'")
-        found = await ask(self._policy, demand, capsule, rights, now)
+        try:
+            found = await ask(self._policy, demand, capsule, rights, now)
+        except MeshkitError:
+            self.questions["failed"] += len(rights)
+            raise
         allowed = {right: answer for right, answer in found.items() if answer.allow is True}
+        self.questions["allowed"] += len(allowed)
+        self.questions["denied"] += len(found) - len(allowed)
         if not allowed:
             # One refusal, whatever was wanted: what is shown of the share is what an open meets.
             raise _denied(demand, found["read" if "read" in found else min(found)])

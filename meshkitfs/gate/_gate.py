@@ -49,6 +49,8 @@ class Counters:
     walks: int = 0
     unwraps: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
+    # Questions to policies, one for each right, by what came of them; see `Conditions`.
+    questions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Gate:
         self._conditions = Conditions(policy, self.lists, key_vault)
         self._history = History(lambda: self._metadata, state, clock)
         self._kept = Kept(state)
-        self.counters = Counters()
+        self.counters = Counters(questions=self._conditions.questions)
         # Unwrapped keys by share and capsule hash: renewing a lease every few minutes needs no new unwrap.
         self._keys: dict[bytes, dict[bytes, SecretBytes]] = {}
         # Those that needed a release service, which end with the release.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import trio
@@ -34,6 +35,8 @@ class StoredMetadata:
         self._database = database
         self._clock = clock
         self._threads = threads
+        # Told of each transaction: its kind ("read" or "write"), and its seconds with the wait for its turn.
+        self.observe: Callable[[str, float], None] = lambda kind, seconds: None
         # One limiter for each run of trio, as trio's own: a thread abandoned by one run never gives back its
         # place.
         self._limiter = trio.lowlevel.RunVar[trio.CapacityLimiter](f"metadata_threads_{id(self)}")
@@ -157,16 +160,26 @@ class StoredMetadata:
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a worker thread, in a transaction that sees one moment."""
         # An abandoned read changes nothing; its thread ends by itself.
-        return await trio.to_thread.run_sync(
-            self._database.read, work, abandon_on_cancel=True, limiter=self._places()
-        )
+        with self._observed("read"):
+            return await trio.to_thread.run_sync(
+                self._database.read, work, abandon_on_cancel=True, limiter=self._places()
+            )
 
     async def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         """Run ``work`` in a worker thread as one transaction; it may be run more than once."""
         # Never abandoned: the caller must learn whether the transaction took place.
-        return await trio.to_thread.run_sync(
-            lambda: self._database.write(work, durable=durable), limiter=self._places()
-        )
+        with self._observed("write"):
+            return await trio.to_thread.run_sync(
+                lambda: self._database.write(work, durable=durable), limiter=self._places()
+            )
+
+    @contextmanager
+    def _observed(self, kind: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.observe(kind, time.monotonic() - begun)
 
     def state(self, db: Connection, share: bytes, kid: bytes) -> ShareState:
         """What `share_state` gives, inside a transaction."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from meshkitfs.core.blocks import SealedBlock, VerifiedBlock
+from meshkitfs.core.timings import Timings
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["ByteStore", "Capabilities", "Counters", "Source", "Usage"]
+__all__ = ["TRIPS", "ByteStore", "Capabilities", "Counters", "Source", "Usage"]
+
+# The trips to a store that are timed: for blocks, and with blocks.
+TRIPS: Final = ("get", "put")
 
 
 class Usage(NamedTuple):
@@ -31,13 +35,26 @@ class Counters:
     """What was asked of a store since it was opened. Costs and "nothing was fetched" are tested with it.
 
     ``gets`` and ``puts`` count blocks asked for and offered, whether or not that succeeded;
-    ``bytes_in`` counts verified bytes that came in, ``bytes_out`` bytes that were stored.
+    ``bytes_in`` counts verified bytes that came in, ``bytes_out`` bytes that were stored. ``times`` has how
+    long each kind of trip took, ``errors`` how many of them failed, by code.
     """
 
     gets: int = 0
     puts: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    times: dict[str, Timings] = field(default_factory=lambda: {kind: Timings() for kind in TRIPS})
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def trip(self, kind: str) -> Iterator[None]:
+        """Count one trip to the store, of a kind in `TRIPS`; belongs into the event loop's thread."""
+        with self.times[kind].timed():
+            try:
+                yield
+            except MeshkitError as error:
+                self.errors[error.code] = self.errors.get(error.code, 0) + 1
+                raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class RemoteStore(ABC):
     async def get(self, digest: bytes) -> VerifiedBlock:
         """The block of that digest. Raises block_unavailable, cid_mismatch, provider_request_failed."""
         self.counters.gets += 1
-        with self._source.asked():
+        with self._source.asked(), self.counters.trip("get"):
             block = await self._read(digest)
         self.counters.bytes_in += len(block.data)
         return block
@@ -82,7 +82,8 @@ class RemoteStore(ABC):
         data = bytes(block.data)
         if digest_of(data) != block.digest:
             raise MeshkitError("cid_mismatch", f"{cid_text(block.digest)} is damaged here, and was not sent")
-        await self._write(block.digest, data)
+        with self.counters.trip("put"):
+            await self._write(block.digest, data)
         self.counters.bytes_out += len(data)
 
     async def put_file(self, digest: bytes, path: str | Path) -> None:

@@ -115,7 +115,7 @@ class FallbackStore:
         for store in self._stores:
             source = self._sources[store.name]
             try:
-                with source.asked():
+                with source.asked(), self.counters.trip("get"):
                     block = await store.get(digest)
             except MeshkitError as error:
                 problems.append(error)
@@ -161,7 +161,8 @@ class FallbackStore:
         taken, problems = 0, []
         for index, store in enumerate(self._stores):
             try:
-                await action(store)()
+                with self.counters.trip("put"):
+                    await action(store)()
             except MeshkitError as error:
                 if error.code in _FINAL:
                     raise

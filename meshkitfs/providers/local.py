@@ -107,7 +107,10 @@ class LocalStore:
     async def get(self, digest: bytes) -> VerifiedBlock:
         """The block of that digest. Raises block_unavailable, cid_mismatch, provider_request_failed."""
         # Nobody waits for an abandoned read, and it changes nothing, so an interrupted reader stops at once.
-        return await trio.to_thread.run_sync(self.get_now, digest, abandon_on_cancel=True, limiter=_threads())
+        with self.counters.trip("get"):
+            return await trio.to_thread.run_sync(
+                self.get_now, digest, abandon_on_cancel=True, limiter=_threads()
+            )
 
     def get_now(self, digest: bytes) -> VerifiedBlock:
         """`get` without the trip, for callers that are in a worker thread already."""
@@ -135,18 +138,21 @@ class LocalStore:
                     found[digest] = self.get_now(digest)
             return found
 
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_threads())
+        with self.counters.trip("get"):
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_threads())
 
     async def put(self, block: SealedBlock) -> None:
         """Store a block under its digest; raises no_space, provider_request_failed."""
-        await self._in_thread(lambda: self._put(block))
+        with self.counters.trip("put"):
+            await self._in_thread(lambda: self._put(block))
 
     async def put_file(self, digest: bytes, path: str | Path) -> None:
         """Store a spooled file by a hard link, or by a copy when it is on another filesystem.
 
         The link shares the file with the spool, so the file takes over the store's group and permissions.
         """
-        await self._in_thread(lambda: self._put_file(digest, os.fspath(path)))
+        with self.counters.trip("put"):
+            await self._in_thread(lambda: self._put_file(digest, os.fspath(path)))
 
     async def put_files(self, files: Sequence[tuple[bytes, str | Path]]) -> None:
         """`put_file` for many in one trip. On an error those before the failing one are stored."""
@@ -155,7 +161,8 @@ class LocalStore:
             for digest, path in files:
                 self._put_file(digest, os.fspath(path))
 
-        await self._in_thread(work)
+        with self.counters.trip("put"):
+            await self._in_thread(work)
 
     async def has(self, digest: bytes) -> bool:
         """Whether there is a file of that name with something in it."""

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 from hypercorn.config import Config
@@ -20,11 +20,13 @@ from hypercorn.trio import serve as hypercorn_serve
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata.service import Refused, ReleaseKeys, Service
 from meshkitfs.net import Secret
+from meshkitfs.net.scrape import Place, show
 from meshkitfs.net.signing import LIFETIME_S
 from meshkitfs.policy import AuthZen, Deciders
 from meshkitfs.server._app import build
 from meshkitfs.server._demands import Demands
 from meshkitfs.server._hub import Hub
+from meshkitfs.server._metrics import Metrics
 from meshkitfs.server._open import open_home
 from meshkitfs.server._sockets import addresses_of, names_of, open_sockets
 from meshkitfs.server.settings import Settings
@@ -68,15 +70,24 @@ async def serve(settings: Settings, started: Callable[[list[str]], None]) -> Non
             service.releasing.conditions = Demands(home, deciders)
         hub = Hub(home.database)
         audit = _Audit(service)
-        app = build(service, hub, settings, _bytes(token), audit.add, _bytes(policy_token))
+        metrics = Metrics() if settings.metrics else None
+        app: Any = build(
+            service, hub, settings, _bytes(token), _refused(audit, metrics), _bytes(policy_token)
+        )
+        if metrics is not None:
+            home.observe = metrics.transaction
+            app = metrics.around(app)
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
             await nursery.start(_signals, stop)
             await nursery.start(hub.run)
             nursery.start_soon(audit.run)
             nursery.start_soon(_tidy, service)
+            if metrics is not None:
+                place = Place.parse(settings.metrics, remote=settings.metrics_remote)
+                await nursery.start(show, place, metrics.registry)
             async with trio.open_nursery() as serving:
-                run = partial(hypercorn_serve, app, config, shutdown_trigger=stop.wait, mode="asgi")  # type: ignore[arg-type]
+                run = partial(hypercorn_serve, app, config, shutdown_trigger=stop.wait, mode="asgi")
                 await serving.start(run)
                 started(addresses_of(sockets, settings.tls is not None))
                 await stop.wait()
@@ -98,6 +109,18 @@ async def invite(settings: Settings, seconds: int) -> tuple[str, int]:
         return await Service(home, settings.quotas).invite(None, seconds)
     finally:
         home.close()
+
+
+def _refused(audit: _Audit, metrics: Metrics | None) -> Callable[[Refused], None]:
+    """Return who is told of each refusal: the audit log, and the metrics if there are any."""
+    if metrics is None:
+        return audit.add
+
+    def told(line: Refused) -> None:
+        metrics.refused(line)
+        audit.add(line)
+
+    return told
 
 
 def _bytes(secret: Secret | None) -> bytes | None:

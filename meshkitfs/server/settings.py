@@ -18,11 +18,13 @@ from meshkitfs.core.release import RELEASE_MAX_S
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata.service import RELEASE_S, Quotas
 from meshkitfs.net import SecretSource, Tls
+from meshkitfs.net.scrape import Place
 from meshkitfs.policy import AuthZenOptions
 from meshkitfs.server._limits import Rate
 
 __all__ = ["FIELDS", "JOIN", "Settings", "TlsFiles", "bound_names", "is_postgresql", "load"]
 
+LOG_FORMATS: Final = ("text", "json")
 JOIN: Final = ("open", "token", "invite")
 DEFAULT_LISTEN: Final = "127.0.0.1:8787"
 IDENTITY_RATE: Final = Rate(50.0, 200.0)
@@ -31,7 +33,18 @@ _SLOWEST: Final = 0.001  # of what comes back in a second
 _MAX_BYTES: Final = 64 << 10
 FIELDS: Final = (
     *("listen", "names", "database", "databaseEnv", "databaseFile", "tls", "join", "proxies"),
-    *("quotas", "rates", "audit", "bodySeconds", "memoryBytes", "connections", "policies", "release"),
+    *(
+        "quotas",
+        "rates",
+        "audit",
+        "bodySeconds",
+        "memoryBytes",
+        "connections",
+        "policies",
+        "release",
+        "log",
+        "metrics",
+    ),
 )
 _QUOTAS: Final = {"recordBytes": "record_bytes", "shares": "shares", "lettersPerDay": "letters_a_day"}
 
@@ -54,7 +67,8 @@ class Settings:
     ``database``: a file, or ``postgresql://…``; or it is in ``database_secret``. ``policies``: a directory of
     rules; policy decisions are given by them then, to whoever shows ``policy_token``, if there is one. With a
     ``release_key`` it releases keys, each time for ``release_seconds``, and asks ``release_policy`` about
-    grants that name that provider.
+    grants that name that provider. ``log_format`` is one of `LOG_FORMATS`. ``metrics`` is where
+    they are shown, if anywhere; only with ``metrics_remote`` may other machines reach that.
     """
 
     database: str = ""
@@ -78,6 +92,9 @@ class Settings:
     connections: int = 8
     policies: Path | None = None
     policy_token: SecretSource = field(default_factory=SecretSource)
+    log_format: str = LOG_FORMATS[0]
+    metrics: str = ""
+    metrics_remote: bool = False
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -122,6 +139,8 @@ def _checked(settings: Settings) -> Settings:
         raise MeshkitError(
             "invalid_config", "'join.tokenEnv' or 'join.tokenFile' goes with the policy 'token'"
         )
+    if settings.metrics:
+        Place.parse(settings.metrics, remote=settings.metrics_remote)
     for listen in settings.listen:
         _check_listen(listen, bool(settings.names))
     return dataclasses.replace(settings, names=frozenset(map(str.lower, settings.names)))
@@ -201,6 +220,17 @@ class _Reader:
             item = self._object(top["policies"], "policies", ("directory", "tokenEnv", "tokenFile"))
             found["policies"] = self._path(self._text(item.get("directory"), "policies.directory"))
             found["policy_token"] = self._secret(item, "tokenEnv", "tokenFile")
+        if "log" in top:
+            form = self._object(top["log"], "log", ("format",)).get("format", LOG_FORMATS[0])
+            if form not in LOG_FORMATS:
+                self._fail("log.format", f"is one of {', '.join(LOG_FORMATS)}")
+            found["log_format"] = form
+        if "metrics" in top:
+            metrics = self._object(top["metrics"], "metrics", ("listen", "allowRemote"))
+            if not isinstance(metrics.get("allowRemote", False), bool):
+                self._fail("metrics.allowRemote", "must be true or false")
+            found["metrics"] = self._text(metrics.get("listen"), "metrics.listen")
+            found["metrics_remote"] = metrics.get("allowRemote", False)
         if "bodySeconds" in top:
             found["body_seconds"] = float(self._number(top["bodySeconds"], "bodySeconds"))
         return Settings(**found)

@@ -29,10 +29,14 @@ FETCH_TRIES = 6
 
 @dataclass(slots=True)
 class ReadCounters:
-    """How often a sealed block was opened, and how many of those came from this device's spool."""
+    """How often a sealed block was opened, how many of those came from this device's spool, and how often the
+    plaintext of a data block was in memory (``hits``) or not.
+    """
 
     opens: int = 0
     from_spool: int = 0
+    hits: int = 0
+    misses: int = 0
 
 
 class BlockReader:
@@ -100,6 +104,7 @@ class BlockReader:
         if plain is not None:
             grant.check()
             self._plain.move_to_end(ref)
+            self.counters.hits += 1
         return plain
 
     async def block(self, grant: Grant, ref: bytes, where: Where) -> memoryview:
@@ -112,6 +117,7 @@ class BlockReader:
             if other is None:
                 break
             await other.wait()
+        self.counters.misses += 1
         done = self._loading[ref] = trio.Event()
         try:
             block = await self.verified(ref[:32])

@@ -10,6 +10,7 @@ from ...errors import MeshkitError
 from ._fields import Fields
 from ._key_vault import KeyVaultConfig
 from ._metadata import MetadataConfig
+from ._observing import LogConfig, MetricsConfig, NotificationsConfig
 from ._policy import PolicyConfig
 from ._sections import AccessConfig, AuditConfig, MountConfig, ReleaseConfig, WritingConfig
 
@@ -22,7 +23,21 @@ VERSION: Final = 1
 DEFAULT_IDENTITY: Final = "self"  # MeshKit's
 # MeshKit's own, then ours.
 _MESHKIT_FIELDS: Final = ("version", "appId", "identity", "provider", "policy", "persistence")
-FIELDS: Final = (*_MESHKIT_FIELDS, "metadata", "keyVault", "mount", "writing", "audit", "access", "release")
+FIELDS: Final = (
+    *_MESHKIT_FIELDS,
+    *(
+        "metadata",
+        "keyVault",
+        "mount",
+        "writing",
+        "audit",
+        "access",
+        "release",
+        "log",
+        "metrics",
+        "notifications",
+    ),
+)
 _PERSISTENCE_PLANNED: Final = ("filecoin-http",)
 
 
@@ -41,6 +56,9 @@ class Config:
     policy: PolicyConfig | None = None
     audit: AuditConfig = field(default_factory=AuditConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notifications: NotificationsConfig = field(default_factory=NotificationsConfig)
 
     @classmethod
     def read(cls, value: Any, fields: Fields) -> Config:
@@ -66,6 +84,9 @@ class Config:
             policy=PolicyConfig.read(top["policy"], fields) if "policy" in top else None,
             audit=AuditConfig.read(top.get("audit", {}), fields),
             access=AccessConfig.read(top.get("access", {}), fields),
+            log=LogConfig.read(top.get("log", {}), fields),
+            metrics=MetricsConfig.read(top.get("metrics", {}), fields),
+            notifications=NotificationsConfig.read(top.get("notifications", {}), fields),
         )
 
     def as_dict(self, base: Path) -> dict[str, Any]:
@@ -86,6 +107,9 @@ class Config:
             "audit": self.audit.as_dict(base),
             "access": self.access.as_dict(base),
             "release": self.release.as_dict(base),
+            "log": self.log.as_dict(base),
+            "metrics": self.metrics.as_dict(base),
+            "notifications": self.notifications.as_dict(base),
         }
         return result | {name: section for name, section in sections.items() if section}
 

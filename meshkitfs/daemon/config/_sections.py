@@ -185,7 +185,8 @@ class MountOptions:
 
     ``nonempty`` allows a mount point that has files (they are hidden while mounted); ``read_only`` makes
     every write fail with EROFS; ``fsync`` takes the place of `WritingConfig.fsync`; ``locked`` asks nobody
-    for the key, and leaves everything closed until it is unlocked; ``noexec`` lets no program be run from it.
+    for the key, and leaves everything closed until it is unlocked; ``noexec`` lets no program be run from it;
+    ``log_format`` takes the place of `LogConfig.form`, ``metrics`` that of `MetricsConfig.listen`.
     """
 
     nonempty: bool = False
@@ -193,3 +194,5 @@ class MountOptions:
     fsync: str | None = None
     locked: bool = False
     noexec: bool = False
+    log_format: str | None = None
+    metrics: str | None = None
