@@ -21,6 +21,7 @@ __all__ = [
     "identity_publish",
     "identity_rotate",
     "identity_show",
+    "qr_lines",
 ]
 
 _MAX_RECORD = 64 * 1024
@@ -142,7 +143,7 @@ def contacts_verify(context: Context, args: argparse.Namespace) -> int:
             "",
             f"    {printable(data.get('code', ''))}",
             "",
-            *(_qr(str(data.get("code", "")), context.out.interactive) if args.qr else ()),
+            *(qr_lines(str(data.get("code", "")), context.out.interactive) if args.qr else ()),
             f"If it is the same there, run 'meshkitfs contacts verify {who} CODE'.",
         ]
     context.out.result(data, lines)
@@ -158,7 +159,7 @@ def _changed(contact: Mapping[str, Any]) -> str:
     return f"changed {clock(contact['key_changed'])}, by a valid chain"
 
 
-def _qr(code: str, colours: bool) -> list[str]:
+def qr_lines(code: str, colours: bool) -> list[str]:
     """Return the digits of a code as a QR code, two rows in a line of half blocks.
 
     ``colours`` makes it black on white on every terminal; without, it is so where text is dark on light.

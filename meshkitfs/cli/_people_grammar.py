@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _init, _people
+from ._devices import device_commands
 from ._grammar import Adder, descriptor
 from ._init_grammar import join_option, moved_options, store_options
 from ._moving import moving_commands
@@ -44,6 +45,7 @@ def people_commands(add: Adder) -> None:
         "doctor", _people.identity_doctor, "check the keys, their records, and what would bring them back"
     )
     moving_commands(identity, moved_options, descriptor)
+    device_commands(add, moved_options, join_option)
 
     contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
     contacts.command("list", _people.contacts_list, "list your contacts")
