@@ -22,7 +22,7 @@ from meshkitfs.core.device import DeviceCode, DeviceLetter, DeviceList, new_code
 from meshkitfs.core.keys import kid_of
 from meshkitfs.core.memory import seal_memory
 from meshkitfs.core.records import Head
-from meshkitfs.daemon import device_joining
+from meshkitfs.daemon import device_joining, rotation_schedule
 from meshkitfs.daemon.config import MetadataConfig
 from meshkitfs.daemon.founding import initialize
 from meshkitfs.daemon.service import Service
@@ -490,3 +490,40 @@ def test_a_death_between_the_record_and_the_letters(homes, monkeypatch):
     wait_until(lambda: desktop.world.run(deaf_look) or laptop.session.identity.chain
                == desktop.session.identity.chain, "the letter")  # fmt: skip
     assert laptop.session.identity.signing.kid == desktop.session.identity.signing.kid
+
+
+def test_keys_are_replaced_when_it_is_time_by_one_device(homes):
+    desktop, laptop, _ = homes
+    for device in (desktop, laptop):
+        device.world.run(Service(device.session).call, "identity.schedule", {"every": "30d"})
+    before = desktop.session.identity
+    life, other = desktop.session.life, laptop.session.life
+    due = life.schedule.next(before)
+    assert due == rotation_schedule.keys_since(before) + 30 * 86400
+    life._wall = other._wall = lambda: due - 1
+    desktop.world.run(partial(life._look, first=False))
+    assert desktop.session.identity.chain == before.chain
+    life._wall = other._wall = lambda: due + rotation_schedule.APART_S
+    desktop.world.run(partial(life._look, first=False))
+    laptop.world.run(laptop.session.devices.look)
+    laptop.world.run(partial(other._look, first=False))
+    now = desktop.session.identity
+    assert len(now.chain) == len(before.chain) + 1
+    assert {now.signing.kid, now.encryption.kid}.isdisjoint({before.signing.kid, before.encryption.kid})
+    assert laptop.session.identity.chain == now.chain
+    call = Service(desktop.session).call
+    assert code_of(desktop.world.run, call, "identity.schedule", {"every": "1d"}) == "invalid_argument"
+    data = desktop.world.run(call, "identity.schedule", {"every": "never"})
+    assert data["rotation"] == {"every": None, "next": None}
+
+
+def test_a_busy_home_waits_with_new_keys(homes):
+    desktop, _, _ = homes
+    state, me = desktop.session.state, desktop.session.identity
+    schedule = rotation_schedule.Schedule(state, lambda: False, lambda: 0)
+    schedule.set("7d")
+    due = schedule.next(me)
+    assert not schedule.due(me, due)
+    assert schedule.due(me, due + rotation_schedule.PATIENCE_S)
+    assert rotation_schedule.Schedule(state, lambda: True, lambda: 0).due(me, due)
+    assert not rotation_schedule.Schedule(state, lambda: True, lambda: 1).due(me, due)

@@ -41,6 +41,11 @@ def people_commands(add: Adder) -> None:
         action="store_true",
         help="begin another rotation though the last one left shares that could not be signed",
     )
+    rotate.add_argument(
+        "--every",
+        metavar="TIME",
+        help="not now, but so often by itself while mounted, such as 180d; or never",
+    )
     identity.command(
         "doctor", _people.identity_doctor, "check the keys, their records, and what would bring them back"
     )

@@ -138,6 +138,13 @@ class Devices:
             return set()
         return {entry.kid for entry in known.entries} - {device.signing.kid}
 
+    @property
+    def place(self) -> int:
+        """The place of this device on the list, from 0; 0 without a list."""
+        known, mine = self.list(), self.kid
+        kids = [entry.kid for entry in known.entries] if known is not None else []
+        return kids.index(mine) if mine in kids else 0
+
     def described(self) -> dict[str, Any]:
         """Return the devices, for `device list`."""
         known, mine = self.list(), self.kid

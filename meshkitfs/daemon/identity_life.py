@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from meshkitfs.daemon.rotation_schedule import Schedule
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import ContactBook, Holder, Identity, prepared, publish, renewal_due, settle, standing
 from meshkitfs.metadata import HttpMetadata, Metadata
@@ -46,6 +47,7 @@ class IdentityLife:
         metadata: Metadata,
         book: ShareBook,
         contacts: ContactBook,
+        schedule: Schedule,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._holder = holder
@@ -53,6 +55,7 @@ class IdentityLife:
         self._metadata = metadata
         self._book = book
         self._contacts = contacts
+        self.schedule = schedule
         self._wall = wall
         self._turn = trio.Lock()
         # Tells the other devices of this identity what its keys are now; made by whoever knows of devices.
@@ -78,8 +81,12 @@ class IdentityLife:
     async def _look(self, *, first: bool) -> None:
         async with self._turn:
             me = self._unlocked()
-            if me.pending is None and renewal_due(me, int(self._wall())):
-                await self._holder.replace(prepared(me, int(self._wall())))
+            now = int(self._wall())
+            if me.pending is None and not me.unfinished and self.schedule.due(me, now):
+                _log.info("the identity gets new keys, as it was told to")
+                await self._holder.replace(prepared(me, now, signing=True, encryption=True))
+            elif me.pending is None and renewal_due(me, now):
+                await self._holder.replace(prepared(me, now))
             await self._settle()
             if first and await standing(self._holder.identity, self._metadata) == "behind":
                 await publish(self._holder.identity, self._metadata)

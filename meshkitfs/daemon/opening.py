@@ -21,6 +21,7 @@ from meshkitfs.daemon.metadata_home import default_release_service, open_metadat
 from meshkitfs.daemon.peers import Peers
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.daemon.remembering import Remembering
+from meshkitfs.daemon.rotation_schedule import Schedule
 from meshkitfs.daemon.session import Session
 from meshkitfs.daemon.vault_watch import VaultWatch
 from meshkitfs.daemon.watching import watch
@@ -164,12 +165,15 @@ def _assemble(
     remembering = Remembering(
         state, metadata, lambda: holder.identity, unlocked, settings, lambda: devices.kid
     )
+    schedule = Schedule(
+        state, lambda: not any(share.dirty for share in book.shares.values()), lambda: devices.place
+    )
     peers = Peers(state, metadata, unlocked, book, contacts, devices, remembering)
     services.others = peers
     session = Session(
         home, settings, watched, holder, state, clock, store, metadata, gate, services, book, contacts,
         welcome, lists, vaults, tokens,
-        IdentityLife(holder, unlocked, metadata, book, contacts), sealer,
+        IdentityLife(holder, unlocked, metadata, book, contacts, schedule), sealer,
         Auditing(state, settings.audit, book), remembering, keys, devices, peers,
     )  # fmt: skip
     session.life.announce = devices.announce

@@ -297,6 +297,9 @@ class Service:
             data["directory"] = error.code
         data["key_vault"] = (await session.watched.look()).as_dict()
         data["recovery"] = session.remembering.report() if session.locked is None else None
+        data["rotation"] = None
+        if session.locked is None:
+            data["rotation"] = session.life.schedule.as_dict(session.identity)
         if data["recovery"] is not None and not data["recovery"]["current"]:
             data["problems"].append(
                 f"the recovery file is out of date ({', '.join(data['recovery']['changed'])}): run "
