@@ -126,6 +126,7 @@ def code_of(call, *args, **more):
     return caught.value.code
 
 
+@pytest.mark.long
 def test_a_new_device_has_everything_and_nobody_shares_again(homes):
     desktop, laptop, _ = homes
     assert names(desktop) == names(laptop) == ["desktop", "laptop"]
@@ -148,6 +149,7 @@ def sees(device, share, path):
     return device.view(share).read(path)
 
 
+@pytest.mark.long
 def test_what_one_device_makes_and_grants_appears_on_the_other(homes):
     desktop, laptop, bob = homes
     laptop.create_share("made on the laptop")
@@ -433,6 +435,7 @@ def test_two_devices_change_the_list_at_once(homes):
     del tablet
 
 
+@pytest.mark.long
 def test_what_cannot_be_approved_or_revoked(homes):
     desktop, laptop, _ = homes
     run, devices = desktop.world.run, desktop.session.devices
@@ -492,6 +495,7 @@ def test_a_death_between_the_record_and_the_letters(homes, monkeypatch):
     assert laptop.session.identity.signing.kid == desktop.session.identity.signing.kid
 
 
+@pytest.mark.long
 def test_keys_are_replaced_when_it_is_time_by_one_device(homes):
     desktop, laptop, _ = homes
     for device in (desktop, laptop):
