@@ -169,6 +169,7 @@ def test_what_one_device_makes_and_grants_appears_on_the_other(homes):
     assert no_alarms(desktop, laptop)
 
 
+@pytest.mark.long
 def test_a_roster_made_on_one_device_keeps_what_the_other_has_granted(homes):
     """The other device has not been heard when the next roster is made: it is, before that is published."""
     desktop, laptop, bob = homes
@@ -186,7 +187,6 @@ def test_a_roster_made_on_one_device_keeps_what_the_other_has_granted(homes):
     assert no_alarms(desktop, laptop)
 
 
-@pytest.mark.long
 def test_a_roster_is_not_made_on_what_was_not_heard(homes, monkeypatch):
     desktop, laptop, bob = homes
 
