@@ -9,7 +9,7 @@ import sys
 import pytest
 from homes import Person, invite, needs_fuse, reason_code, wait_until, write_synced
 
-pytestmark = needs_fuse
+pytestmark = [needs_fuse, pytest.mark.long]
 
 
 def let_in(first, second, *options):
