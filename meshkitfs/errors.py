@@ -268,7 +268,7 @@ _ROWS: Final = (
     ("device_exists", "conflict", _errno.EEXIST,
      "This identity has a device of that name, or as many devices as it may have.",
      "Choose another name, or run 'meshkitfs device revoke' for one that is gone."),
-    ("device_behind", "conflict", _errno.EAGAIN,
+    ("device_behind", "conflict", _errno.EIO,
      "Another device of this identity has changed something that has not arrived here yet.",
      "Try again in a moment. If it stays so, mount the other device once, so that it can send the rest."),
     ("clock_rollback", "access", _errno.EACCES,
