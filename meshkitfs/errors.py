@@ -257,6 +257,20 @@ _ROWS: Final = (
      "The keys in the file are not the newest of this identity: they were replaced after it was written.",
      "Take a file that was written after the last 'meshkitfs identity rotate'. If it is the directory that "
      "has lost what it knew, say --unchecked."),
+    ("device_revoked", "identity", _errno.EACCES,
+     "This device was taken off the list of the identity's devices: its keys are of no use any more.",
+     "If that was you: set up a new home with 'meshkitfs device request'. If it was not, find out who has "
+     "your other devices."),
+    ("device_not_found", "usage", _errno.ENOENT,
+     "There is no such device.",
+     "'meshkitfs device list' shows those of this identity. For a code: the new device has to wait with "
+     "'meshkitfs device request', at the same metadata store."),
+    ("device_exists", "conflict", _errno.EEXIST,
+     "This identity has a device of that name, or as many devices as it may have.",
+     "Choose another name, or run 'meshkitfs device revoke' for one that is gone."),
+    ("device_behind", "conflict", _errno.EIO,
+     "Another device of this identity has changed something that has not arrived here yet.",
+     "Try again in a moment. If it stays so, mount the other device once, so that it can send the rest."),
     ("clock_rollback", "access", _errno.EACCES,
      "This device's clock is behind a time it has already shown.",
      "Correct the clock. If it was wrong before and is right now, run 'meshkitfs doctor --reset-clock'; "

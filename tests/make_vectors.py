@@ -13,6 +13,7 @@ from meshkitfs.core import blocks, cid, cobblestone, cose, entries, keys, manife
 from meshkitfs.core.blocks import HOLE, MAGIC, Where
 from meshkitfs.core.capability import Token
 from meshkitfs.core.decision import SignedDecision, question_hash
+from meshkitfs.core.device import DeviceEntry, DeviceList, new_code
 from meshkitfs.core.entries import Entry
 from meshkitfs.core.identity_record import IdentityRecord, first_record, rotate
 from meshkitfs.core.manifest import DirManifest, FileManifest, PageRef, RootAttrs
@@ -470,7 +471,34 @@ def frozen_strength():
     }
 
 
+def device_vectors():
+    """An identity's second record, the list of its two devices, and the code of one of them."""
+    owner, laptop, desktop = (
+        keys.SigningKey.from_seed(fixed(name)) for name in ("owner", "laptop", "desktop")
+    )
+    enc = [keys.EncryptionKey.from_seed(fixed(f"{name} encryption")).public for name in ("laptop", "desktop")]
+    encryption = keys.EncryptionKey.from_seed(fixed("encryption")).public
+    first = first_record("alice", owner, encryption, NOW, 1000)
+    renewed = IdentityRecord("alice", owner.public, owner.public, encryption, 1, b"", NOW, NOW + 1000, NOW)
+    second = rotate(first, owner, renewed, owner)
+    entries = tuple(
+        DeviceEntry(name, first_record(f"device-{name}", key, public, NOW, 1000), NOW, desktop.kid)
+        for name, key, public in zip(("laptop", "desktop"), (laptop, desktop), enc, strict=True)
+    )
+    code = new_code(laptop)
+    return {
+        "root": owner.public.hex(),
+        "chain": [first.hex(), second.hex()],
+        "list": DeviceList.of(second, entries, NOW).sign(owner).hex(),
+        "laptop_seed": laptop.seed.hex(),
+        "laptop": laptop.public.hex(),
+        "code": code.to_text(),
+        "code_signer": code.signer().public.hex(),
+    }
+
+
 VECTORS = {
+    "devices.json": device_vectors,
     "blocks.json": block_vectors,
     "conditions.json": condition_vectors,
     "keys.json": key_vectors,

@@ -9,7 +9,10 @@ It is slow and complete: it refuses whatever the document says must be refused, 
 "symlink" (content is the target). The root itself is named only when it is a file.
 """
 
+import base64
 import hashlib
+import hmac
+import re
 import struct
 
 import dag_cbor
@@ -412,6 +415,41 @@ def listed(record, typ, owner_pub):
     items = payload[field]
     need(type(items) is list and all(blob(i, size) for i in items) and len(set(items)) == len(items), "list")
     return items
+
+
+def unverified(record):
+    """Return what a signed record says, whoever signed it."""
+    _, rest = take_bytes(record[1:])
+    return cbor(take_bytes(rest[1:])[0])
+
+
+def device_list(record, identity, root):
+    """Return the devices, as (name, root key), of the list that belongs to this identity record."""
+    newest = verify(identity, "mk/id@1", [root])
+    payload = verify(record, "mk/devices@1", [newest["sig"]])
+    need(set(payload) == {"t", "handle", "at", "seq", "made", "devices"}, "devices")
+    need(payload["at"] == sha256(identity) and payload["seq"] == newest["seq"] >= 1, "devices")
+    need(payload["handle"] == newest["handle"] and uint(payload["made"], 0, 2**40), "devices")
+    found = []
+    need(type(payload["devices"]) is list and 0 < len(payload["devices"]) <= 16, "devices")
+    for device in payload["devices"]:
+        need(set(device) == {"name", "record", "added", "by"}, "device")
+        need(blob(device["by"], 16) and uint(device["added"], 0, 2**40), "device")
+        need(re.fullmatch(r"[a-z0-9][a-z0-9._@-]{0,31}", device["name"]), "device")
+        claimed = unverified(device["record"])["root"]
+        need(verify(device["record"], "mk/id@1", [claimed])["seq"] == 0, "device")
+        found.append((device["name"], claimed))
+    need(len(dict(found)) == len({key for _, key in found}) == len(found), "devices")
+    return found
+
+
+def device_code(text):
+    """Return (kid, the seed of the key that lets in) of a new device's code."""
+    need(text.startswith("meshkit-device1:"), "code")
+    raw = base64.urlsafe_b64decode(text[16:] + "==")
+    need(len(raw) == 32, "code")
+    # HKDF-Expand of one block.
+    return raw[:16], hmac.new(raw[16:], b"mk/device-code@1" + raw[:16] + b"\x01", "sha256").digest()
 
 
 def token(data):

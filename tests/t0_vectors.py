@@ -18,6 +18,7 @@ from meshkitfs.core import (
     cid,
     cobblestone,
     cose,
+    device,
     entries,
     keys,
     letter,
@@ -71,7 +72,7 @@ def test_the_document_says_what_the_code_does():
     types += [records.Retention.TYPE, SignedDecision.TYPE, "mk/question@1"]
     assert QUESTION in joined
     types += [membership.VaultRecord.TYPE, membership.Revocations.TYPE]
-    types += [capability.Block.TYPE]
+    types += [capability.Block.TYPE, device.DeviceList.TYPE]
     types += [records.IdentityRecord.TYPE, Endorsement.TYPE, letter.TYPE, capsule.TYPE_2, capsule.TYPE_3]
     types += [release.ReleaseKey.TYPE, release.Deposit.TYPE, release.Release.TYPE]
     for label in (
@@ -94,7 +95,7 @@ def test_the_document_says_what_the_code_does():
     for limit in (*limits, entries.XATTR_TOTAL_MAX):
         assert f"{limit:,}" in text, limit
     signed = (records.Head, records.Roster, records.Timestamp, records.Retention, records.IdentityRecord)
-    lists = (membership.VaultRecord, membership.Revocations, capability.Block)
+    lists = (membership.VaultRecord, membership.Revocations, capability.Block, device.DeviceList)
     released = (release.ReleaseKey, release.Deposit, release.Release)
     for record in (*signed, *lists, Endorsement, *released):
         for field in record.FIELDS:
@@ -153,6 +154,23 @@ def test_published_records_verify():
         if vector["type"] == "mk/dec@1":
             assert record.req == hashlib.sha256(bytes.fromhex(QUESTION)).digest()
     assert records.verify_chain(chain).seq == 1
+
+
+def test_published_devices():
+    v = vectors("devices.json")
+    root, chain, blob = bytes.fromhex(v["root"]), [*map(bytes.fromhex, v["chain"])], bytes.fromhex(v["list"])
+    listed = device.DeviceList.parse_for(blob, chain[-1])
+    assert [entry.name for entry in listed.entries] == ["laptop", "desktop"]
+    assert second_reader.device_list(blob, chain[-1], root) == [
+        (entry.name, entry.public.root) for entry in listed.entries
+    ]
+    with pytest.raises(MeshkitError):
+        device.DeviceList.parse_for(blob, chain[0])
+    code = device.DeviceCode.from_text(v["code"])
+    assert code == device.new_code(keys.SigningKey.from_seed(bytes.fromhex(v["laptop_seed"])))
+    assert code.signer().public.hex() == v["code_signer"]
+    kid, seed = second_reader.device_code(v["code"])
+    assert (kid, keys.SigningKey.from_seed(seed).public.hex()) == (listed.entries[0].kid, v["code_signer"])
 
 
 def test_published_lists_and_tokens():

@@ -102,6 +102,7 @@ def test_every_command_of_the_interface_is_there():
         "identity show", "identity create", "identity publish", "identity rotate",
         "identity doctor", "identity export", "identity import", "identity recovery create", "identity recovery restore",
         "contacts list", "contacts add", "contacts verify",
+        "device request", "device approve", "device list", "device revoke",
         "policy create", "policy list", "policy show", "policy test", "policy edit", "policy delete",
         "vault create", "vault list", "vault show", "vault add", "vault remove", "vault delete",
         "capability issue", "capability narrow", "capability list", "capability inspect", "capability add",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..net import Secret
     from ..providers import ProviderSpec
 
-__all__ = ["agreed_stores", "create_identity", "init"]
+__all__ = ["agreed_stores", "create_identity", "init", "named_metadata"]
 
 _HOLD_SECONDS = 20.0
 
@@ -159,6 +159,17 @@ def agreed_stores(
         _agree(context, given, provider, metadata)
     kind = args.key_vault or (given.key_vault.type if given and given.key_vault else None)
     return provider, metadata, kind
+
+
+def named_metadata(context: Context, args: argparse.Namespace) -> config.MetadataConfig:
+    """Return the metadata store that was said, or that a configuration which is there names.
+
+    Raises ``invalid_argument`` if neither does.
+    """
+    given = _existing_settings(context)
+    if args.metadata is None and given is None:
+        raise MeshkitError("invalid_argument", "say --metadata: the one that the other device uses")
+    return _metadata(context, args, given)
 
 
 def _existing_settings(context: Context) -> config.Config | None:

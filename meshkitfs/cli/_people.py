@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..errors import TABLE, MeshkitError, exit_code_for
 from . import _joining as joining
 from ._context import Context
-from ._output import clock, fields, printable, table
+from ._output import clock, duration, fields, printable, table
 
 __all__ = [
     "contacts_add",
@@ -21,6 +21,7 @@ __all__ = [
     "identity_publish",
     "identity_rotate",
     "identity_show",
+    "qr_lines",
 ]
 
 _MAX_RECORD = 64 * 1024
@@ -41,6 +42,7 @@ def identity_show(context: Context, args: argparse.Namespace) -> int:
             ("", data.get("directory") and f"the directory does not say: {data['directory']}"),
             *_key_vault(data.get("key_vault")),
             ("recovery file", _recovery(data.get("recovery"))),
+            ("new keys", _rotation(data.get("rotation"))),
             *(("problem", problem) for problem in data.get("problems") or ()),
         ]
     )
@@ -70,6 +72,10 @@ def identity_publish(context: Context, args: argparse.Namespace) -> int:
 
 def identity_rotate(context: Context, args: argparse.Namespace) -> int:
     """``identity rotate``: exit 0 when every own share is signed anew, else by the first that is not."""
+    if args.every is not None:
+        data = context.call("identity.schedule", {"every": args.every})
+        context.out.result(data, fields([("new keys", _rotation(data.get("rotation")) or "when you ask")]))
+        return 0
     data = context.call("identity.rotate", {"keys": args.keys, "again": args.again})
     lines = ["Finished the rotation that was begun before." if data["resumed"] else _ROTATED[args.keys]]
     lines += fields(
@@ -87,6 +93,12 @@ def identity_rotate(context: Context, args: argparse.Namespace) -> int:
         )
         return exit_code_for(MeshkitError(data["left"][0]["code"]))
     return 0
+
+
+def _rotation(rotation: Mapping[str, Any] | None) -> str:
+    if not rotation or not rotation.get("every"):
+        return ""
+    return f"every {duration(rotation['every'])}, next {clock(rotation['next'])}"
 
 
 _ROTATED: Final = {
@@ -142,7 +154,7 @@ def contacts_verify(context: Context, args: argparse.Namespace) -> int:
             "",
             f"    {printable(data.get('code', ''))}",
             "",
-            *(_qr(str(data.get("code", "")), context.out.interactive) if args.qr else ()),
+            *(qr_lines(str(data.get("code", "")), context.out.interactive) if args.qr else ()),
             f"If it is the same there, run 'meshkitfs contacts verify {who} CODE'.",
         ]
     context.out.result(data, lines)
@@ -158,7 +170,7 @@ def _changed(contact: Mapping[str, Any]) -> str:
     return f"changed {clock(contact['key_changed'])}, by a valid chain"
 
 
-def _qr(code: str, colours: bool) -> list[str]:
+def qr_lines(code: str, colours: bool) -> list[str]:
     """Return the digits of a code as a QR code, two rows in a line of half blocks.
 
     ``colours`` makes it black on white on every terminal; without, it is so where text is dark on light.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _init, _people
+from ._devices import device_commands
 from ._grammar import Adder, descriptor
 from ._init_grammar import join_option, moved_options, store_options
 from ._moving import moving_commands
@@ -40,10 +41,16 @@ def people_commands(add: Adder) -> None:
         action="store_true",
         help="begin another rotation though the last one left shares that could not be signed",
     )
+    rotate.add_argument(
+        "--every",
+        metavar="TIME",
+        help="not now, but so often by itself while mounted, such as 180d; or never",
+    )
     identity.command(
         "doctor", _people.identity_doctor, "check the keys, their records, and what would bring them back"
     )
     moving_commands(identity, moved_options, descriptor)
+    device_commands(add, moved_options, join_option)
 
     contacts = add.group("contacts", "the people you share with, and how sure you are of their keys")
     contacts.command("list", _people.contacts_list, "list your contacts")

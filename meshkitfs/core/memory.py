@@ -7,6 +7,7 @@ what is newer is not found, and nothing else; a share is opened by the gate's ch
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -17,7 +18,7 @@ from meshkitfs.core.fields import Check, blob, blob_up_to, check_fields, refuse,
 from meshkitfs.core.keys import EncryptionKey, SigningKey, kid_of
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["MEMORY_MAGIC", "open_memory", "seal_memory"]
+__all__ = ["MEMORY_MAGIC", "Whole", "open_memories", "open_memory", "seal_memory"]
 
 MEMORY_MAGIC: Final = b"MKM1\x01"
 TYPE: Final = "mk/memory@1"
@@ -62,26 +63,45 @@ def seal_memory(signer: SigningKey, text: bytes, made: int, public: bytes) -> li
     return letters
 
 
-def open_memory(
+@dataclasses.dataclass(frozen=True, slots=True)
+class Whole:
+    """A text whose letters are all there: when it was ``made`` (UNIX seconds), and where among the letters
+    given its ``places`` are."""
+
+    made: int
+    text: bytes = dataclasses.field(repr=False)
+    places: tuple[int, ...]
+
+
+def open_memories(
     letters: Iterable[tuple[EncryptionKey, bytes]], signers: Mapping[bytes, bytes]
-) -> tuple[int, bytes] | None:
-    """Return when the newest whole text among ``letters`` was made, and the text; None if there is none.
+) -> list[Whole]:
+    """Return the whole texts among ``letters``, the newest first.
 
     Each letter comes with the key whose mailbox it was in. One that is not signed by one of ``signers``
     (kid -> public key), or is not whole, counts as not there: anybody may post to a mailbox.
     """
-    found: dict[tuple[int, bytes, int], dict[int, bytes]] = {}
-    for key, letter in letters:
+    found: dict[tuple[int, bytes, int], dict[int, tuple[bytes, int]]] = {}
+    for place, (key, letter) in enumerate(letters):
         try:
             made, digest, parts, part, text = _opened(key, letter, signers)
         except MeshkitError:
             continue
-        found.setdefault((made, digest, parts), {})[part] = text
-    for (made, digest, parts), there in sorted(found.items(), reverse=True):
-        text = b"".join(there[part] for part in sorted(there))
+        found.setdefault((made, digest, parts), {})[part] = text, place
+    wholes = []
+    for (made, digest, parts), there in sorted(found.items(), key=lambda item: item[0], reverse=True):
+        text = b"".join(there[part][0] for part in sorted(there))
         if len(there) == parts and hashlib.sha256(text).digest() == digest:
-            return made, text
-    return None
+            wholes.append(Whole(made, text, tuple(place for _, place in there.values())))
+    return wholes
+
+
+def open_memory(
+    letters: Iterable[tuple[EncryptionKey, bytes]], signers: Mapping[bytes, bytes]
+) -> tuple[int, bytes] | None:
+    """Return when the newest whole text of `open_memories` was made, and the text; None if there is none."""
+    wholes = open_memories(letters, signers)
+    return (wholes[0].made, wholes[0].text) if wholes else None
 
 
 def _opened(

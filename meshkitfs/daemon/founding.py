@@ -15,6 +15,7 @@ import trio
 from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.carrying import Carried
+from meshkitfs.daemon.device_joining import NewDevice
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.metadata_home import open_metadata
 from meshkitfs.daemon.opening import STATE_LABEL
@@ -42,6 +43,7 @@ async def initialize(
     seal: keyvault.Seal | None = None,
     carried: Carried | None = None,
     check: bool = True,
+    device: NewDevice | None = None,
 ) -> dict[str, Any]:
     """Set up ``home`` (its lock is held): stores, key vault, identity, state, configuration.
 
@@ -49,7 +51,8 @@ async def initialize(
     knows whether a service took the identity, the home stays, and the failure is raised all the same. A byte
     store or metadata store that exists is used as it is. ``join`` is what a metadata service asks of
     newcomers, ``seal`` how a TPM seals the key. With ``carried`` it is the home of that identity, whose
-    stores have to be there; unless ``check`` is false, the directory must know no newer keys of it. Raises
+    stores have to be there; unless ``check`` is false, the directory must know no newer keys of it. With
+    ``device`` it is one of several homes of that identity. Raises
     ``already_initialized``, ``identity_handle_taken``, ``invalid_config``, ``keyvault_unavailable``,
     ``keyvault_refused``, ``keyvault_too_weak``, ``metadata_unauthorized``, ``metadata_unavailable``,
     ``identity_outdated``, ``sealed_file_invalid``.
@@ -102,6 +105,8 @@ async def initialize(
                 )
             configuration.save(home.config_path, chosen)
             save_identity(home.identity_file, identity, secret)
+            if device is not None:
+                await trio.to_thread.run_sync(device.keep, home.device_file, state, secret)
             if publish_it:
                 known = True
                 try:
@@ -112,6 +117,7 @@ async def initialize(
     except BaseException:
         if not known:
             home.identity_file.unlink(missing_ok=True)
+            home.device_file.unlink(missing_ok=True)
             vault.destroy()
             home.state_db.unlink(missing_ok=True)
         raise

@@ -5,6 +5,7 @@ else on the same machine::
 
     meshkit.config.json   what is used (no secrets)        blocks/       the default byte store
     identity.sealed       the sealed private keys          metadata.db   the default metadata store
+    device.sealed         the keys of this one of several devices
     keyvault.*            the key vault's file             cache/        sealed blocks on their way
     state.db              this device's encrypted memory   log/  run/    logs; the control socket
     lock                  held by the one process that may write here
@@ -45,6 +46,7 @@ class Home:
             Path(os.path.abspath(os.path.expanduser(config_path))) if config_path else self.root / CONFIG_NAME
         )
         self.identity_file: Final = self.root / "identity.sealed"
+        self.device_file: Final = self.root / "device.sealed"
         self.state_db: Final = self.root / "state.db"
         self.cache_dir: Final = self.root / "cache"
         self.blocks_dir: Final = self.root / "blocks"

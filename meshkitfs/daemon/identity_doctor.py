@@ -70,7 +70,9 @@ class IdentityDoctor:
             return Finding("rotation", FAIL, "new keys were made, and are not taken into use yet", finish)
         if me.unfinished:
             return Finding("rotation", WARN, "shares may still be signed with an old key", finish)
-        return Finding("rotation", OK, "none is under way")
+        at = self._session.life.schedule.next(me)
+        when = f"the next is due at {time.strftime('%Y-%m-%d', time.gmtime(at))}" if at else "none is planned"
+        return Finding("rotation", OK, f"none is under way; {when}")
 
     def _clock(self) -> Finding:
         try:

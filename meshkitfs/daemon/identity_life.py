@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
+from meshkitfs.daemon.rotation_schedule import Schedule
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import ContactBook, Holder, Identity, prepared, publish, renewal_due, settle, standing
 from meshkitfs.metadata import HttpMetadata, Metadata
@@ -46,6 +47,7 @@ class IdentityLife:
         metadata: Metadata,
         book: ShareBook,
         contacts: ContactBook,
+        schedule: Schedule,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._holder = holder
@@ -53,8 +55,11 @@ class IdentityLife:
         self._metadata = metadata
         self._book = book
         self._contacts = contacts
+        self.schedule = schedule
         self._wall = wall
         self._turn = trio.Lock()
+        # Tells the other devices of this identity what its keys are now; made by whoever knows of devices.
+        self.announce: Callable[[], Awaitable[None]] | None = None
 
     async def run(self) -> None:
         """Do what is due, until cancelled."""
@@ -76,26 +81,40 @@ class IdentityLife:
     async def _look(self, *, first: bool) -> None:
         async with self._turn:
             me = self._unlocked()
-            if me.pending is None and renewal_due(me, int(self._wall())):
-                await self._holder.replace(prepared(me, int(self._wall())))
+            now = int(self._wall())
+            if me.pending is None and not me.unfinished and self.schedule.due(me, now):
+                _log.info("the identity gets new keys, as it was told to")
+                await self._holder.replace(prepared(me, now, signing=True, encryption=True))
+            elif me.pending is None and renewal_due(me, now):
+                await self._holder.replace(prepared(me, now))
             await self._settle()
             if first and await standing(self._holder.identity, self._metadata) == "behind":
                 await publish(self._holder.identity, self._metadata)
             if self._holder.identity.unfinished:
                 await self._sign_shares()
 
-    async def rotate(self, *, signing: bool, encryption: bool, again: bool = False) -> Rotated:
+    async def rotate(
+        self,
+        *,
+        signing: bool,
+        encryption: bool,
+        again: bool = False,
+        prepare: Callable[[bytes], None] | None = None,
+    ) -> Rotated:
         """Give the identity new keys, or only a new record, and sign its shares with them.
 
         Goes on with a rotation that is not finished instead, unless ``again``: then a new one begins though
         shares were left. Raises ``identity_handle_taken`` if another device was faster, and what the metadata
-        home raises; calling it again then goes on.
+        home raises; calling it again then goes on. A new one's record is given to ``prepare`` (which may
+        block) before it is kept or shown to anybody.
         """
         async with self._turn:
             me = self._unlocked()
             resumed = me.pending is not None or (me.unfinished and not again)
             if not resumed:
                 new = prepared(me, int(self._wall()), signing=signing, encryption=encryption)
+                if prepare is not None and new.pending is not None:
+                    await trio.to_thread.run_sync(prepare, new.pending.record)
                 await self._holder.replace(new)
             await self._settle()
             if not self._holder.identity.unfinished:
@@ -110,6 +129,8 @@ class IdentityLife:
         self._contacts.own(me.signing.public)
         if isinstance(self._metadata, HttpMetadata):
             self._metadata.feed.mailbox = me.encryption.kid
+        if self.announce is not None:
+            await self.announce()
 
     async def _sign_shares(self) -> tuple[list[str], list[tuple[str, MeshkitError]]]:
         signed: list[str] = []

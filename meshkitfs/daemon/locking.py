@@ -59,6 +59,8 @@ class Lock:
         self._since = 0
         self._left: list[dict[str, Any]] = []
         self._pending: dict[str, Any] = {}
+        # Why it cannot be unlocked again: this device was taken off the list.
+        self._for_good: MeshkitError | None = None
         self.before: Callable[[], Awaitable[None]] = _nothing
         self.after: Callable[[], Awaitable[None]] = _nothing
 
@@ -66,7 +68,7 @@ class Lock:
         """Describe the lock for ``status``; None while the home is not locked."""
         if self._session.locked is None:
             return None
-        return {"since": self._since, "by": "lock"}
+        return {"since": self._since, "by": "lock" if self._for_good is None else "device_revoked"}
 
     def left(self) -> list[dict[str, Any]]:
         """Return what is not published yet: while locked, what it was then."""
@@ -84,13 +86,22 @@ class Lock:
                     await self._lock()
             return {"locked": self.status(), "left": self._left}
 
+    async def shut(self, error: MeshkitError) -> None:
+        """Lock the home for good: everything is refused with ``error``, and nothing unlocks it."""
+        async with self._turn:
+            self._for_good = error
+            with trio.CancelScope(shield=True):
+                if self._session.locked is None:
+                    await self._lock()
+                self._session.locked = error
+
     async def _lock(self) -> None:
         session = self._session
         with trio.move_on_after(KERNEL_S):
             await self.before()
         await session.secure()
         self._since = int(time.time())
-        error = MeshkitError("identity_locked", DETAIL)
+        error = self._for_good or MeshkitError("identity_locked", DETAIL)
         session.locked = error
         # First of all, because each share that is refused has it forgotten, which wipes nothing.
         session.services.reader.forget(wiped=True)
@@ -104,6 +115,7 @@ class Lock:
         session.services.reader.forget(wiped=True)
         session.gate.forget_keys()
         session.identity.lock()
+        session.device_keys.lock()
         # And what a session may keep of the key vault's key: unlocking asks again.
         await trio.to_thread.run_sync(session.vault.forget)
         await session.auditing.flush()
@@ -120,6 +132,8 @@ class Lock:
         Raises what the key vault raises, and ``identity_corrupt`` or ``state_corrupt`` for another key.
         """
         async with self._turn:
+            if self._for_good is not None:
+                raise self._for_good
             if self._session.locked is not None:
                 key = key or await secret_of(self._session.vault)
                 try:
@@ -139,6 +153,7 @@ class Lock:
             other = await trio.to_thread.run_sync(load_identity, path, wrapping)
             await trio.to_thread.run_sync(session.state.reopen, derived)
             session.sealer.unlock(wrapping)
+            await trio.to_thread.run_sync(session.device_keys.unlock, wrapping)
         finally:
             wipe(wrapping)
             wipe(derived)

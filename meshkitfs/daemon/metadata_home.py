@@ -39,14 +39,28 @@ class StatePin:
         self._state.set_setting(_PIN, key)
 
 
+class _Meanwhile:
+    """The key of a service that is asked before there is a state; whoever goes on pins it for good."""
+
+    def __init__(self) -> None:
+        self._key: bytes | None = None
+
+    def get(self) -> bytes | None:
+        return self._key
+
+    def set(self, key: bytes) -> None:
+        self._key = key
+
+
 @asynccontextmanager
 async def open_metadata(
-    settings: MetadataConfig, holder: Holder, state: State, join: Secret | None = None
+    settings: MetadataConfig, holder: Holder, state: State | None, join: Secret | None = None
 ) -> AsyncIterator[Metadata]:
     """Open the metadata home, and close it at the end. The feed of a service is its user's to run.
 
-    ``join`` takes the place of the secret for newcomers that ``settings`` name. Raises invalid_config, and
-    metadata_unavailable for a file that is not there.
+    Without a ``state`` its key is remembered for as long as it is open. ``join`` takes the place of the
+    secret for newcomers that ``settings`` name. Raises invalid_config, and metadata_unavailable for a file
+    that is not there.
     """
     if settings.type == "embedded":
         assert settings.path is not None
@@ -61,7 +75,7 @@ async def open_metadata(
     service = HttpMetadata(
         settings.url,
         holder.request_key,
-        StatePin(state),
+        _Meanwhile() if state is None else StatePin(state),
         mailbox=holder.identity.encryption.kid,
         tls=_tls(settings),
         uds=settings.socket,

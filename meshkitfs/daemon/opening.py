@@ -14,17 +14,20 @@ from meshkitfs import keyvault
 from meshkitfs.core.secret_memory import SecretBytes, scrub_thread, wipe
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon.auditing import Auditing
+from meshkitfs.daemon.devices import REVOKED, Devices
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
 from meshkitfs.daemon.metadata_home import default_release_service, open_metadata, open_releases
+from meshkitfs.daemon.peers import Peers
 from meshkitfs.daemon.policy_provider import open_deciders
 from meshkitfs.daemon.remembering import Remembering
+from meshkitfs.daemon.rotation_schedule import Schedule
 from meshkitfs.daemon.session import Session
 from meshkitfs.daemon.vault_watch import VaultWatch
 from meshkitfs.daemon.watching import watch
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate, Owners
-from meshkitfs.identity import ContactBook, Holder, Sealer, load_identity
+from meshkitfs.identity import ContactBook, DeviceKeys, Holder, Sealer, load_identity
 from meshkitfs.metadata import HttpMetadata, Metadata, Releases
 from meshkitfs.policy import Deciders
 from meshkitfs.providers import ByteStore, open_provider
@@ -73,10 +76,13 @@ async def open_session(
     settings = configuration.load(home.config_path)
     async with AsyncExitStack() as stack:
         vault = open_vault(home, settings, passphrase)
-        holder, sealer, state = await trio.to_thread.run_sync(_unlocked, home, settings, vault, key)
+        holder, sealer, keys, state = await trio.to_thread.run_sync(_unlocked, home, settings, vault, key)
         stack.callback(sealer.lock)
+        stack.callback(keys.lock)
         stack.callback(lambda: holder.identity.lock())
         stack.callback(state.close)
+        if state.setting(REVOKED) is not None:
+            raise MeshkitError("device_revoked", f"{home.root}")
         store = await open_provider(settings.provider, absent=absent)
         stack.push_async_callback(_close_store, store)
         metadata = await stack.enter_async_context(open_metadata(settings.metadata, holder, state))
@@ -94,6 +100,7 @@ async def open_session(
             vault,
             holder,
             sealer,
+            keys,
             state,
             store,
             metadata,
@@ -113,8 +120,8 @@ async def open_session(
 
 def _assemble(
     home: Home, settings: configuration.Config, vault: keyvault.KeyVault, holder: Holder,
-    sealer: Sealer, state: State, store: ByteStore, metadata: Metadata, releases: Releases,
-    deciders: Deciders, spool: Spool, nursery: trio.Nursery,
+    sealer: Sealer, keys: DeviceKeys, state: State, store: ByteStore, metadata: Metadata,
+    releases: Releases, deciders: Deciders, spool: Spool, nursery: trio.Nursery,
 ) -> Session:  # fmt: skip
     clock = Clock(state)
     contacts = ContactBook(holder.identity.public.root, state, metadata)
@@ -153,13 +160,25 @@ def _assemble(
     vaults = Vaults(services, lists, lambda: made[0].unlocked(), lambda: contacts)
     tokens = Tokens(services, lists, lambda: made[0].unlocked(), lambda: contacts)
     watched = VaultWatch(vault, lambda: made[0].vault_changed())
+    unlocked = lambda: made[0].unlocked()  # noqa: E731
+    devices = Devices(state, metadata, holder, unlocked, keys, contacts, settings, home.root)
+    remembering = Remembering(
+        state, metadata, lambda: holder.identity, unlocked, settings, lambda: devices.kid
+    )
+    schedule = Schedule(
+        state, lambda: not any(share.dirty for share in book.shares.values()), lambda: devices.place
+    )
+    peers = Peers(state, metadata, unlocked, book, contacts, devices, remembering)
+    services.others = peers
     session = Session(
         home, settings, watched, holder, state, clock, store, metadata, gate, services, book, contacts,
         welcome, lists, vaults, tokens,
-        IdentityLife(holder, lambda: made[0].unlocked(), metadata, book, contacts), sealer,
-        Auditing(state, settings.audit, book),
-        Remembering(state, metadata, lambda: holder.identity, lambda: made[0].unlocked(), settings),
+        IdentityLife(holder, unlocked, metadata, book, contacts, schedule), sealer,
+        Auditing(state, settings.audit, book), remembering, keys, devices, peers,
     )  # fmt: skip
+    session.life.announce = devices.announce
+    devices.rotate = session.life.rotate
+    holder.catch_up = devices.catch_up
     services.budget.on_pressure = session.hurry
     made.append(session)
     return session
@@ -220,16 +239,18 @@ def _admit(vault: keyvault.KeyVault, settings: configuration.Config) -> None:
 
 def _unlocked(
     home: Home, settings: configuration.Config, vault: keyvault.KeyVault, given: SecretBytes | None
-) -> tuple[Holder, Sealer, State]:
+) -> tuple[Holder, Sealer, DeviceKeys, State]:
     """Open with the key vault's key what is sealed with it, and keep no copy of that key."""
     _admit(vault, settings)
     secret = vault.load() if given is None else bytes(given.view)
     try:
         identity, sealer = load_identity(home.identity_file, secret), Sealer(home.identity_file)
         sealer.unlock(secret)
+        keys = DeviceKeys(home.device_file)
+        keys.unlock(secret)
         key = keyvault.derive_key(secret, STATE_LABEL)
         try:
-            return Holder(identity, sealer), sealer, State.open(home.state_db, key)
+            return Holder(identity, sealer), sealer, keys, State.open(home.state_db, key)
         finally:
             wipe(key)
     finally:

@@ -19,14 +19,14 @@ import trio
 
 from meshkitfs.core import cbor
 from meshkitfs.core.keys import EncryptionKey
-from meshkitfs.core.memory import MEMORY_MAGIC, open_memory, seal_memory
+from meshkitfs.core.memory import MEMORY_MAGIC, open_memories, open_memory, seal_memory
 from meshkitfs.daemon import config as configuration
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import Identity
 from meshkitfs.metadata import Metadata
 from meshkitfs.state import State
 
-__all__ = ["Remembering", "latest"]
+__all__ = ["Remembering", "latest", "memories"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +54,15 @@ class Remembering:
         identity: Callable[[], Identity],
         unlocked: Callable[[], Identity],
         config: configuration.Config,
+        device: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         self._state = state
         self._metadata = metadata
         self._identity = identity
         self._unlocked = unlocked
         self._config = config
+        # The kid of this home, if it is one of several devices: the others learn from the letters, too.
+        self._device = device
         # The state's count of changes when it was looked at last.
         self._looked = -1
         # Why what is remembered is not posted; "" if it is, as far as was looked, or there is no file.
@@ -117,7 +120,8 @@ class Remembering:
         while True:
             await trio.sleep(LOOK_S)
             try:
-                if await self.post():
+                # Other devices wait for it; a recovery file does not.
+                if await self.post() and self._device() is None:
                     await trio.sleep(LEAST_S)
             except MeshkitError as error:
                 if error.code != "identity_locked":
@@ -136,7 +140,7 @@ class Remembering:
     async def post(self) -> bool:
         """Post what is remembered, if there is a recovery file and it has changed; say whether it did."""
         async with self._turn:
-            if self._note() is None:
+            if self._note() is None and self._device() is None:
                 return False
             me, changes = self._unlocked(), self._state.carried.changes()
             if changes == self._looked:
@@ -157,11 +161,15 @@ class Remembering:
 
     async def _replace(self, me: Identity, carried: dict[str, Any]) -> None:
         """Post ``carried``, and then take away what was posted before."""
-        text = cbor.encode({"state": carried})
+        device = self._device()
+        said = {"state": carried} | ({} if device is None else {"device": device})
+        text = cbor.encode(said)
         letters = await trio.to_thread.run_sync(
             seal_memory, me.signing, text, int(time.time()), me.encryption.public
         )
         before = await _letters(self._metadata, me.encryption_keys)
+        if device is not None:
+            before = await trio.to_thread.run_sync(_by, device, before, me)
         for letter in letters:
             await self._metadata.post_letter(me.encryption.kid, letter)
         # Only now: a kill in between leaves both, and the newer one counts.
@@ -192,6 +200,41 @@ async def _letters(
         for letter_id, letter in await metadata.letters(key.kid)
         if letter.startswith(MEMORY_MAGIC)
     ]
+
+
+def _by(
+    device: bytes, letters: list[tuple[EncryptionKey, bytes, bytes]], me: Identity
+) -> list[tuple[EncryptionKey, bytes, bytes]]:
+    """Return those of ``letters`` that this device has posted, or a home that was the only one."""
+    signers = {key.kid: key.public for key in me.signing_keys}
+    found: list[tuple[EncryptionKey, bytes, bytes]] = []
+    for whole in open_memories([(key, letter) for key, _, letter in letters], signers):
+        said = cbor.decode(whole.text, limit=MEMORY_MOST)
+        if isinstance(said, dict) and said.get("device", device) == device:
+            found += [letters[place] for place in whole.places]
+    return found
+
+
+async def memories(me: Identity, metadata: Metadata) -> dict[bytes, tuple[int, dict[str, Any]]]:
+    """Return what each device of ``me`` posted last: when (UNIX seconds), and its state; by the device's kid.
+
+    What is not signed with the newest key, or cannot be read, counts as not there.
+    """
+    letters = await _letters(metadata, (me.encryption,))
+    signers = {me.signing.kid: me.signing.public}
+    opened = await trio.to_thread.run_sync(
+        open_memories, [(key, letter) for key, _, letter in letters], signers
+    )
+    found: dict[bytes, tuple[int, dict[str, Any]]] = {}
+    for whole in opened:
+        try:
+            said = cbor.decode(whole.text, limit=MEMORY_MOST)
+        except MeshkitError:
+            continue
+        match said:
+            case {"device": bytes() as device, "state": dict() as state}:
+                found.setdefault(device, (whole.made, state))
+    return found
 
 
 async def _newest(me: Identity, metadata: Metadata) -> tuple[int, dict[str, Any]] | None:

@@ -1,9 +1,11 @@
-"""The command that gives an identity new keys."""
+"""The command that gives an identity new keys, now or from time to time."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+import trio
 
 from meshkitfs.daemon.session import Session
 from meshkitfs.errors import MeshkitError
@@ -25,7 +27,14 @@ class Rotating:
     def __init__(self, session: Session, show: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         self._session = session
         self._show = show
-        self.methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {"identity.rotate": self._rotate}
+        self.methods: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "identity.rotate": self._rotate,
+            "identity.schedule": self._schedule,
+        }
+
+    async def _schedule(self, every: str) -> dict[str, Any]:
+        await trio.to_thread.run_sync(self._session.life.schedule.set, every)
+        return await self._show()
 
     async def _rotate(self, keys: str = "both", again: bool = False) -> dict[str, Any]:
         if keys not in _KEYS:

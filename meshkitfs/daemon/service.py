@@ -24,6 +24,7 @@ from meshkitfs.core.secret_memory import SecretBytes
 from meshkitfs.daemon import describe, versions
 from meshkitfs.daemon.carrying import Carrying
 from meshkitfs.daemon.conditions import Conditions
+from meshkitfs.daemon.device_commands import DeviceCommands
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_doctor import IdentityDoctor
 from meshkitfs.daemon.inviting import Inviting, checked_demands, checked_grace, checked_rights
@@ -63,6 +64,7 @@ class Service:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.lock = Lock(session)
+        session.devices.shut = self.lock.shut
         # What a mount adds to `status`: its mount point and process id.
         self.mounted: dict[str, Any] = {}
         # The last fault of a node, as the mount remembers it for user.meshkit.reason.
@@ -103,6 +105,7 @@ class Service:
             **self._policies.methods,
             **Rotating(session, self._identity_show).methods,
             **Carrying(session).methods,
+            **DeviceCommands(session).methods,
             **IdentityDoctor(session).methods,
             **Conditions(session, self._bound).methods,
             **session.auditing.methods,
@@ -294,6 +297,9 @@ class Service:
             data["directory"] = error.code
         data["key_vault"] = (await session.watched.look()).as_dict()
         data["recovery"] = session.remembering.report() if session.locked is None else None
+        data["rotation"] = None
+        if session.locked is None:
+            data["rotation"] = session.life.schedule.as_dict(session.identity)
         if data["recovery"] is not None and not data["recovery"]["current"]:
             data["problems"].append(
                 f"the recovery file is out of date ({', '.join(data['recovery']['changed'])}): run "

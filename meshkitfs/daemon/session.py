@@ -16,13 +16,15 @@ from meshkitfs import keyvault
 from meshkitfs.daemon import config as configuration
 from meshkitfs.daemon import hygiene
 from meshkitfs.daemon.auditing import Auditing
+from meshkitfs.daemon.devices import Devices
 from meshkitfs.daemon.home import Home
 from meshkitfs.daemon.identity_life import IdentityLife
+from meshkitfs.daemon.peers import Peers
 from meshkitfs.daemon.remembering import Remembering
 from meshkitfs.daemon.vault_watch import VaultWatch
 from meshkitfs.errors import MeshkitError
 from meshkitfs.gate import Gate
-from meshkitfs.identity import ContactBook, Holder, Identity, Sealer
+from meshkitfs.identity import ContactBook, DeviceKeys, Holder, Identity, Sealer
 from meshkitfs.metadata import Metadata
 from meshkitfs.providers import ByteStore
 from meshkitfs.shares import (
@@ -82,6 +84,9 @@ class Session:
     sealer: Sealer
     auditing: Auditing
     remembering: Remembering
+    device_keys: DeviceKeys
+    devices: Devices
+    peers: Peers
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=INCIDENTS))
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     # How long (s) the end of the session may go on publishing; 0 where that was tried already.

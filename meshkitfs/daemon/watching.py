@@ -33,7 +33,7 @@ def watch(session: Session, nursery: trio.Nursery) -> None:
     """Start everything that goes on while ``session`` is open."""
     for task in (_shares, _leases, _rosters, _claims, resume, _tokens):
         nursery.start_soon(task, session)
-    for part in (session.watched, session.life, session.auditing, session.remembering):
+    for part in (session.watched, session.life, session.auditing, session.remembering, session.peers):
         nursery.start_soon(part.run)
 
 

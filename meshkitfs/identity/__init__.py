@@ -4,6 +4,7 @@ The private keys are sealed under the key vault's secret; nothing here knows whe
 directory is reached over a protocol with two methods, which a metadata home fulfils.
 """
 
+from meshkitfs.identity._device import DeviceKeys, followed
 from meshkitfs.identity._directory import Directory, Standing, publish, standing
 from meshkitfs.identity._exchange import PREFIX, from_text, to_text, verification_code
 from meshkitfs.identity._files import Sealer, load_identity, save_identity, write_atomically
@@ -21,7 +22,7 @@ from meshkitfs.identity._identity import (
     report,
     seal_identity,
 )
-from meshkitfs.identity._rotation import Holder, settle
+from meshkitfs.identity._rotation import Holder, acting_as, settle
 from meshkitfs.identity._signers import Signer, Signers
 from meshkitfs.identity.contacts import Contact, ContactBook, ContactStore, Trust
 
@@ -31,6 +32,7 @@ __all__ = [
     "Contact",
     "ContactBook",
     "ContactStore",
+    "DeviceKeys",
     "Directory",
     "Holder",
     "Identity",
@@ -41,8 +43,10 @@ __all__ = [
     "Signers",
     "Standing",
     "Trust",
+    "acting_as",
     "check_handle",
     "create_identity",
+    "followed",
     "from_text",
     "load_identity",
     "open_identity",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 
 import trio
@@ -22,7 +22,7 @@ from meshkitfs.errors import MeshkitError
 from meshkitfs.identity._directory import Directory
 from meshkitfs.identity._identity import Identity, Pending, promoted
 
-__all__ = ["Holder", "settle"]
+__all__ = ["Holder", "acting_as", "settle"]
 
 # The key that this task asks the directory with, where it is not the identity's newest.
 _acting: ContextVar[SigningKey | None] = ContextVar("acting", default=None)
@@ -35,6 +35,8 @@ class Holder:
         self._identity = identity
         self._save = save
         self._turn = trio.Lock()
+        # Hears whether another device has given the identity new keys; made by whoever knows of devices.
+        self.catch_up: Callable[[], Awaitable[None]] | None = None
 
     @property
     def identity(self) -> Identity:
@@ -45,10 +47,15 @@ class Holder:
         return _acting.get() or self._identity.signing
 
     async def steady(self) -> None:
-        """Return when no change of keys is under way; at once for whoever makes it."""
+        """Return when no change of keys is under way here, and what another device changed is taken in.
+
+        At once for whoever makes such a change.
+        """
         if _acting.get() is None:
             async with self._turn:
                 pass
+            if self.catch_up is not None:
+                await self.catch_up()
 
     async def replace(self, identity: Identity) -> None:
         """Make ``identity`` the one that is used, once it is on the disk."""
@@ -63,7 +70,8 @@ class Holder:
 
 
 @contextlib.contextmanager
-def _as(key: SigningKey) -> Iterator[None]:
+def acting_as(key: SigningKey) -> Iterator[None]:
+    """Ask the directory with ``key`` in this task, and wait for no change of keys."""
     token = _acting.set(key)
     try:
         yield
@@ -112,7 +120,7 @@ async def _bring_out(me: Identity, following: Pending, directory: Directory) -> 
         return False
     if not there:
         return True  # an identity that was never published is not published by this
-    with _as(me.signing):
+    with acting_as(me.signing):
         for record in (*me.chain[len(there) :], following.record):
             await directory.publish_identity(me.handle, record)
     return True
@@ -121,10 +129,10 @@ async def _bring_out(me: Identity, following: Pending, directory: Directory) -> 
 async def _look(me: Identity, following: Pending, directory: Directory) -> list[bytes]:
     """Return the directory's chain. A service answers the newest key only, whichever of the two that is."""
     try:
-        with _as(me.signing):
+        with acting_as(me.signing):
             return await directory.identity(me.handle)
     except MeshkitError as error:
         if error.code != "metadata_unauthorized" or following.signing.kid == me.signing.kid:
             raise
-    with _as(following.signing):
+    with acting_as(following.signing):
         return await directory.identity(me.handle)

@@ -113,6 +113,10 @@ class ContactBook:
             self._remembered[handle] = self.get(handle)
         return self._remembered[handle]
 
+    def reread(self, handle: str) -> None:
+        """Somebody else has written to the store: what is remembered of ``handle`` is read again."""
+        self._remembered.pop(handle, None)
+
     def own(self, root: bytes) -> None:
         """This person's own root key is another from now on; the ones before stay theirs."""
         self._own_root = root

@@ -45,6 +45,7 @@ from meshkitfs.shares._releasing import choose_service, deposit
 from meshkitfs.shares._retaining import resign_retention
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
+from meshkitfs.shares._together import current, redone
 from meshkitfs.state import Mark, Member, ShareRow
 
 __all__ = ["Invitation", "ShareBook", "check_share_name"]
@@ -106,6 +107,11 @@ class ShareBook:
         if not share.row.mine:
             raise MeshkitError("not_owner", f"'{share.name}' belongs to {share.row.owner_handle}")
         return share
+
+    @property
+    def shared_with_others(self) -> bool:
+        """Whether other devices of the same identity may change rosters, too."""
+        return self._services.others is not None and self._services.others.any
 
     @property
     def _now(self) -> int:
@@ -170,6 +176,10 @@ class ShareBook:
         share.roster_until = now + ROSTER_LIFETIME_S
         return share
 
+    def add_known(self, row: ShareRow) -> None:
+        """Show a share that the state has got from another device of this identity."""
+        self.shares[row.name] = Share(row, self._services)
+
     async def rename(self, share: Share, name: bytes) -> None:
         """Change what a share is called here (other members have their own names for it)."""
         check_share_name(name)
@@ -189,6 +199,7 @@ class ShareBook:
 
     # -- granting ----------------------------------------------------------------------------------
 
+    @redone
     async def add(self, share: Share, recipient: str, terms: Terms) -> tuple[Member, Contact]:
         """Grant the whole of ``share``, live, to a contact, and put the invitation into their mailbox.
 
@@ -218,6 +229,7 @@ class ShareBook:
         await self._post(share.row.name, DIR, 0o700, 0, 0, member, who.enc)
         return member, contact
 
+    @redone
     async def add_snapshot(
         self, share: Share, path: str, node: Node, recipient: str, terms: Terms
     ) -> tuple[Member, Contact]:
@@ -252,6 +264,7 @@ class ShareBook:
         await self._post(name, kind, node.mode, node.mtime_ns // 1_000_000_000, entry.size, member, who.enc)
         return member, contact
 
+    @redone
     async def revoke(self, share: Share, recipient: str) -> list[Member]:
         """Take back every grant of ``share`` to a contact: new roster, new epoch key for what follows.
 
@@ -261,7 +274,7 @@ class ShareBook:
         if recipient == self._identity().handle:
             raise MeshkitError("not_shared", f"'{share.name}' is {recipient}'s own")
         async with self._rosters:
-            grant = await share.use("reshare", current=True)
+            grant = await current(self._services, share)
             standing = self._standing(share, grant.roster)
             await self._hearing.hear(standing, self._now)
             gone = [old for old in standing if old.handle == recipient]
@@ -331,6 +344,7 @@ class ShareBook:
         if first:
             self._services.emit(RosterOverdue(share.name, problem))
 
+    @redone
     async def resign(self, share: Share) -> bool:
         """Sign ``share`` with this identity's newest keys, if it is not; returns whether that was to be done.
 
@@ -338,7 +352,7 @@ class ShareBook:
         """
         self._mine(share)
         async with self._rosters:
-            grant = await share.use("reshare", current=True)
+            grant = await current(self._services, share)
             if not self._outdated(share, grant.roster):
                 return False
             await self._turn(share)
@@ -387,7 +401,7 @@ class ShareBook:
     async def _turn(self, share: Share) -> Grant:
         """Return a grant to share with, in which everything is of today: those whose time is over are shut
         out, and all keys are the newest. Holds ``_rosters``."""
-        grant = await share.use("reshare", current=True)
+        grant = await current(self._services, share)
         await self._hearing.hear(self._standing(share, grant.roster), self._now)
         if self._outdated(share, grant.roster):
             if grant.roster.signer != self._identity().signing.kid:
@@ -426,6 +440,7 @@ class ShareBook:
             demands_of(member),
         )  # fmt: skip
 
+    @redone
     async def demand(self, share: Share, terms: Terms) -> tuple[int, list[Member]]:
         """Have every grant of ``share`` that demands ``terms.policy`` demand what ``terms.pol`` says now.
 
@@ -495,6 +510,8 @@ class ShareBook:
         )
         await trio.to_thread.run_sync(services.state.set_members, fresh)
         try:
+            if services.others is not None:
+                await services.others.tell()
             if secret is not None:
                 await deposit(services, secret)
             if secret is None and set(old.writers) <= set(roster.writers):

@@ -14,6 +14,7 @@ from meshkitfs.metadata import Metadata, Releases
 from meshkitfs.shares._events import Event
 from meshkitfs.shares._reader import BlockReader
 from meshkitfs.shares._sealer import Budget
+from meshkitfs.shares._together import OtherDevices
 from meshkitfs.state import Spool, State
 
 __all__ = ["Counters", "Services"]
@@ -41,6 +42,8 @@ class Services:
     release_service: str = ""
     # The signing keys this identity had before, the newest first.
     signed_before: Callable[[], Sequence[SigningKey]] = tuple
+    # The other devices of this identity.
+    others: OtherDevices | None = None
 
     def signing_keys(self) -> dict[bytes, SigningKey]:
         """Every key this identity signs or has signed with, by kid, the newest first."""

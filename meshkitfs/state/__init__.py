@@ -6,6 +6,7 @@ sealed blocks on their way to the byte store. Nothing in either is plaintext on 
 """
 
 from meshkitfs.state._audit import AUDIT_LINES, AuditLine, AuditLog
+from meshkitfs.state._carried import check_carried
 from meshkitfs.state._clock import Clock
 from meshkitfs.state._conditions import IssuedRow, OwnList
 from meshkitfs.state._database import State
@@ -26,4 +27,5 @@ __all__ = [
     "ShareRow",
     "Spool",
     "State",
+    "check_carried",
 ]

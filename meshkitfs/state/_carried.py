@@ -6,7 +6,7 @@ this device. Marks are never lowered by what comes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import apsw
 
 from meshkitfs.errors import MeshkitError
 
-__all__ = ["CarriedRows"]
+__all__ = ["CarriedRows", "check_carried"]
 
 _TABLES: Final[dict[str, tuple[str, ...]]] = {
     "shares": (
@@ -39,8 +39,9 @@ _TABLES: Final[dict[str, tuple[str, ...]]] = {
 STAYS: Final = ("commits", "begun", "staged", "jobs", "audit")
 # Numbers that the encoding has no room for are carried as text; the column makes numbers of them again.
 _LONG: Final = ("mtime_ns",)
-# Settings that stay: what proved a share last, which is fetched again, and what this home has posted.
-_STAY: Final = ("proof:", "posted")
+# Settings that stay: what proved a share last, which is fetched again, what this home has posted, and what it
+# is as one of several devices.
+_STAY: Final = ("proof:", "posted", "device_", "peer:")
 
 
 class CarriedRows:
@@ -71,12 +72,32 @@ class CarriedRows:
         ((count,),) = self._rows("SELECT total_changes()")
         return int(count)
 
+    def merge(self, rows: Mapping[str, Sequence[Sequence[Any]]], gone: Mapping[str, Sequence[Any]]) -> None:
+        """Put ``rows`` in, and take those whose first column is in ``gone`` out, by table; all or none.
+
+        For what another device of the same identity has changed. Raises ``invalid_record`` as `take`.
+        """
+        try:
+            with self._transaction() as db:
+                for table, found in rows.items():
+                    columns = _TABLES[table]
+                    places = ",".join("?" * len(columns))
+                    put = f"REPLACE INTO {table}({', '.join(columns)}) VALUES ({places})"  # noqa: S608
+                    db.executemany(put, found)
+                for table, keys in gone.items():
+                    key = _TABLES[table][0]
+                    db.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(item,) for item in keys])  # noqa: S608
+        except MeshkitError as error:
+            if error.code != "state_corrupt":
+                raise
+            raise MeshkitError("invalid_record", "rows that this version cannot take") from None
+
     def take(self, carried: Any, *, keep: tuple[str, ...] = ()) -> None:
         """Make ``carried`` what is remembered here, all of it or nothing; marks only go up.
 
         Settings named in ``keep`` stay as they are. Raises ``invalid_record`` if it is not what `give` gave.
         """
-        _check(carried)
+        check_carried(carried)
         try:
             with self._transaction() as db:
                 for table, columns in _TABLES.items():
@@ -105,7 +126,8 @@ _RAISE: Final = {
 }
 
 
-def _check(carried: Any) -> None:
+def check_carried(carried: Any) -> None:
+    """Raise ``invalid_record`` if ``carried`` does not have the form of what `CarriedRows.give` gives."""
     if type(carried) is not dict or carried.keys() != _TABLES.keys():
         raise MeshkitError("invalid_record", "not what a state has")
     for table, columns in _TABLES.items():
