@@ -129,12 +129,12 @@ def test_every_command_has_help_and_json(path, run):
 
 def test_a_code_is_shown_as_a_qr_code():
     code = "12345 67890 98765 43210 11111 22222 33333 44444 55555 66666 77777 88888"
-    lines = _people._qr(code, colours=False)
+    lines = _people.qr_lines(code, colours=False)
     shades = {" ": (0, 0), "▀": (1, 0), "▄": (0, 1), "█": (1, 1)}
     rows = [[shades[c][half] for c in line] for line in lines[:-1] for half in (0, 1)]
     wanted = [list(row) for row in segno.make(code.replace(" ", ""), micro=False).matrix_iter(border=4)]
     assert rows[: len(wanted)] == wanted
-    assert all(line.startswith("\x1b[30;47m") for line in _people._qr(code, colours=True)[:-1])
+    assert all(line.startswith("\x1b[30;47m") for line in _people.qr_lines(code, colours=True)[:-1])
 
 
 @pytest.mark.parametrize("option", COMMANDS.values(), ids=[" ".join(path) for path in COMMANDS])

@@ -44,7 +44,8 @@ def words(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - APART))
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
-def test_without_a_home_each_command_says_one_thing(name, form, capsys):
+def test_without_a_home_each_command_says_one_thing(name, form, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     code = main([*words(name), *form])
     out, err = capsys.readouterr()
     assert code not in (70, 141), err
@@ -82,3 +83,13 @@ def test_a_watched_state_has_colours_only_where_they_are_wanted(variables, colou
     console = Console(file=io.StringIO(), force_terminal=True, _environ=environment, width=80, height=20)
     console.print(_watch._drawn(console, ["photos  share_revoked"]))
     assert ("\x1b[31m" in console.file.getvalue()) == coloured
+
+
+def test_a_command_whose_stdin_is_closed_reads_nothing_from_it(tmp_path):
+    command = f"{sys.executable} -m meshkitfs --home {tmp_path / 'home'} device approve <&-"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode not in (0, 70), done.stderr
+    assert "internal_error" not in done.stderr

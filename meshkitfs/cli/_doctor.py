@@ -14,6 +14,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -247,8 +248,8 @@ def _daemon(context: Context) -> Iterator[Finding]:
     if problem:
         why = TABLE.get(problem, TABLE["internal_error"])
         yield Finding("change feed", FAIL, f"{problem}: {why.sentence}", why.remedy)
-    for name, grade, found, remedy in _doctor_watching.examine(config.load(home.config_path), status):
-        yield Finding(name, grade, found, remedy)
+    with suppress(MeshkitError):  # a configuration that cannot be read is told by the check of the home
+        yield from _doctor_watching.examine(config.load(home.config_path), status)
     left = status.get("left") or []
     detail = f"{len(left)} shares have unpublished changes" if left else "everything is published"
     yield Finding("unsent", INFO if left else OK, detail)

@@ -30,6 +30,8 @@ _BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never raises for anything a person can cause."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdin is None:  # it was closed (`<&-`), and is as good as empty
+        sys.stdin = open(os.devnull)  # noqa: SIM115 (for as long as the process lives)
     # Without this, Python prints what is logged to stderr. The owner of a home sets up its log file later.
     logs.setup(None, stderr=bool(os.environ.get("MESHKITFS_DEBUG")))
     # Asked of the raw arguments too, so that a usage error of a script comes out as JSON.
