@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from devices import Device, World
@@ -162,7 +163,7 @@ def test_the_configuration_is_strict(wrong):
 
     text = json.dumps({"version": 1, "audit": wrong})
     with pytest.raises(MeshkitError) as refused:
-        config.loads(text.encode(), config.Path("/"))
+        config.loads(text.encode(), Path("/"))
     assert refused.value.code == "invalid_config"
     assert "audit" in refused.value.detail
 

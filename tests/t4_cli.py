@@ -15,7 +15,7 @@ import sys
 import pytest
 from homes import Person, errno_of, is_daemon, kill, needs_fuse, wait_until
 
-from meshkitfs.cli import _mounting, main
+from meshkitfs.cli import _asking, main
 from meshkitfs.fuse import preflight
 
 pytestmark = needs_fuse
@@ -151,7 +151,7 @@ def test_a_daemon_that_hangs_does_not_keep_its_mount(ready, monkeypatch, capsys)
     ready.mount()
     for name, value in ready.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(_mounting, "_INFO_SECONDS", 0.2)
+    monkeypatch.setattr(_asking, "_INFO_SECONDS", 0.2)
     os.kill(ready.pid, signal.SIGSTOP)
     try:
         assert main(["umount", "--force", str(ready.mnt)]) == 0
