@@ -28,6 +28,7 @@ from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
 from . import _doctor_watching
 from ._asking import daemon_info
+from ._colour import Tone, meaning, toned
 from ._context import Context
 from ._output import printable, size, table
 from ._wrong import STORE, explained
@@ -61,11 +62,11 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
 
 def shown(checks: list[Finding]) -> list[str]:
     """Return the findings as lines for a person."""
-    rows = [(_MARKS.get(check.status, check.status), check.name, check.detail) for check in checks]
-    lines = table(("", "check", "finding"), rows)
+    rows = [(meaning(_MARKS.get(check.status, check.status)), check.name, check.detail) for check in checks]
+    lines = table(("", "check", "finding"), rows, fold=("finding",))
     remedies = [check for check in checks if check.remedy]
     if remedies:
-        lines += ["", "What to do:"]
+        lines += ["", toned("What to do:", Tone.HEADING)]
         lines += [f"  {printable(check.name)}: {printable(check.remedy)}" for check in remedies]
     return lines
 
