@@ -1056,9 +1056,10 @@ def test_doctor_works_with_nothing_set_up_and_changes_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "name", "says"),
     [
-        (lambda home: home.config_path.write_text("{"), "home", "line 1"),
-        (lambda home: home.config_path.write_text('{"version":1,"x":1}'), "home", "field 'x'"),
+        (lambda home: home.config_path.write_text("{"), "configuration", "line 1"),
+        (lambda home: home.config_path.write_text('{"version":1,"x":1}'), "configuration", "field 'x'"),
         (lambda home: home.root.chmod(0o777), "home", "mode 0777"),
+        (lambda home: home.identity_file.chmod(0o644), "identity", "mode 0644"),
         (lambda home: home.blocks_dir.rmdir(), "byte store", "is not there"),
         (lambda home: home.metadata_db.unlink(), "metadata store", "is not there"),
         (
@@ -1079,7 +1080,8 @@ def test_doctor_finds_what_is_broken(run, tmp_path, spoil, name, says):
     assert before[name]["status"] == "ok"
     spoil(home)
     after = doctor(run)[1]
-    assert after[name]["status"] in ("fail", "info")
+    assert after[name]["status"] in ("fail", "warn", "info")
+    assert after[name]["remedy"]
     assert says in after[name]["detail"]
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from meshkitfs.cli import _watch, main, reference
+from meshkitfs.cli import _output, _watch, main, reference
+from meshkitfs.cli._colour import meaning
 from meshkitfs.cli._parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def test_output_that_cannot_be_written_is_an_error_and_not_a_success(arguments):
 def test_a_watched_state_has_colours_only_where_they_are_wanted(variables, coloured):
     environment = {"TERM": "xterm-256color", **variables}
     console = Console(file=io.StringIO(), force_terminal=True, _environ=environment, width=80, height=20)
-    console.print(_watch._drawn(console, ["photos  share_revoked"]))
+    console.print(_watch._drawn(console, _output.table(("name", "state"), [("a", meaning("share_revoked"))])))
     assert ("\x1b[31m" in console.file.getvalue()) == coloured
 
 

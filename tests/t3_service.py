@@ -10,6 +10,7 @@ import trio
 from devices import Device, World, pattern
 
 from meshkitfs.daemon import describe
+from meshkitfs.daemon.rotation_schedule import keys_since
 from meshkitfs.daemon.service import Service
 from meshkitfs.errors import MeshkitError
 
@@ -187,3 +188,29 @@ def test_what_cannot_be_asked_for_is_refused_before_anything_happens(tmp_path, m
             world.run(Service(device.session).call, method, params, lambda _: None)
         assert refused.value.code == "invalid_argument"
         device.close()
+
+
+def test_status_says_how_many_have_a_share_and_when_keys_are_replaced(tmp_path):
+    with World() as world:
+        alice = Device(world, tmp_path / "alice", "alice").start()
+        bob = Device(world, tmp_path / "bob", "bob", beside=alice).start()
+        alice.create_share()
+        service = Service(alice.session)
+
+        def told():
+            data = world.run(service.call, "status", {})
+            return data["rotation"], [share["members"] for share in data["shares"]]
+
+        assert told() == ({"every": None, "next": None}, [0])
+        alice.grant("first", bob)
+        world.run(service.call, "identity.schedule", {"every": "30d"})
+        due = keys_since(alice.session.identity) + 30 * 86400
+        assert told() == ({"every": 30 * 86400, "next": due}, [1])
+        world.run(service.call, "share.revoke", {"share": "first", "recipient": "bob"})
+        assert told()[1] == [0]
+        # Of other people's shares nobody here knows.
+        assert [
+            share["members"] for share in world.run(Service(bob.session).call, "status", {})["shares"]
+        ] == [None]
+        bob.close()
+        alice.close()

@@ -8,6 +8,7 @@ import sys
 from typing import Any, Final
 
 from ..errors import MeshkitError
+from ._colour import Tone, toned
 from ._context import Context
 from ._grammar import Adder, rights
 from ._new_file import new_file
@@ -80,7 +81,7 @@ def list_tokens(context: Context, _args: argparse.Namespace) -> int:
             item["recipient"],
             ", ".join(item["rights"]),
             clock(item["expires"]),
-            f"revoked {clock(item['revoked'])}" if item["revoked"] else "",
+            toned(f"revoked {clock(item['revoked'])}", Tone.BAD) if item["revoked"] else "",
         ]
         for item in data["issued"]
     ]

@@ -26,10 +26,11 @@ from ..daemon.failures import as_error
 from ..daemon.finding import FAIL, INFO, OK, WARN, Finding
 from ..errors import TABLE, MeshkitError
 from ..fuse import preflight
-from . import _doctor_watching
+from . import _doctor_places, _doctor_watching
 from ._asking import daemon_info
+from ._colour import Tone, meaning, toned
 from ._context import Context
-from ._output import printable, size, table
+from ._output import printable, table
 from ._wrong import STORE, explained
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ __all__ = ["doctor", "examine_all", "shown"]
 
 _MINIMUM = (3, 11)
 _ENDPOINT_S = 20.0
-_LOW_SPACE = 256 * 1024 * 1024
 
 
 def doctor(context: Context, args: argparse.Namespace) -> int:
@@ -61,11 +61,11 @@ def doctor(context: Context, args: argparse.Namespace) -> int:
 
 def shown(checks: list[Finding]) -> list[str]:
     """Return the findings as lines for a person."""
-    rows = [(_MARKS.get(check.status, check.status), check.name, check.detail) for check in checks]
-    lines = table(("", "check", "finding"), rows)
+    rows = [(meaning(_MARKS.get(check.status, check.status)), check.name, check.detail) for check in checks]
+    lines = table(("", "check", "finding"), rows, fold=("finding",))
     remedies = [check for check in checks if check.remedy]
     if remedies:
-        lines += ["", "What to do:"]
+        lines += ["", toned("What to do:", Tone.HEADING)]
         lines += [f"  {printable(check.name)}: {printable(check.remedy)}" for check in remedies]
     return lines
 
@@ -120,15 +120,20 @@ def _fuse(_context: Context) -> Iterator[Finding]:
         preflight.check_system()
         yield Finding("/dev/fuse", OK, "can be opened")
     except MeshkitError as error:
-        yield Finding("/dev/fuse", FAIL, error.detail, error.remedy)
+        detail = f"{error.detail}: nothing can be mounted"
+        if error.code == "fusermount_missing":
+            yield Finding("/dev/fuse", OK, "can be opened")
+            yield Finding("fusermount3", FAIL, detail, error.remedy)
+            return
+        yield Finding("/dev/fuse", FAIL, detail, error.remedy)
     helper = shutil.which("fusermount3")
     if helper is not None:
         yield Finding("fusermount3", OK, helper)
     else:
-        # Root mounts without it; everybody else cannot.
-        status = WARN if os.geteuid() == 0 else FAIL
-        remedy = "Install it: 'sudo apt-get install fuse3'."
-        yield Finding("fusermount3", status, "not on the PATH", remedy)
+        root = os.geteuid() == 0
+        why = "root mounts without it, other users cannot" if root else "nothing can be mounted"
+        remedy = MeshkitError("fusermount_missing").remedy
+        yield Finding("fusermount3", WARN if root else FAIL, f"not on the PATH: {why}", remedy)
 
 
 def _key_vaults(context: Context) -> Iterator[Finding]:
@@ -156,20 +161,26 @@ def _home(context: Context) -> Iterator[Finding]:
     yield Finding(
         "home",
         OK if private else FAIL,
-        f"{home.root} (mode {stat.S_IMODE(info.st_mode):04o}, owner uid {info.st_uid})",
+        f"{home.root} (mode {stat.S_IMODE(info.st_mode):04o}, owner uid {info.st_uid})"
+        + ("" if private else ": who can write there can put other keys and settings in"),
         "" if private else f"It must be yours and not writable for others: 'chmod go-w {home.root}'.",
     )
     if home.initialized:
         mode = home.identity_file.stat().st_mode
         tight = not mode & 0o077
-        remedy = "" if tight else f"Others can read it: 'chmod 600 {home.identity_file}'."
-        yield Finding("identity", OK if tight else WARN, str(home.identity_file), remedy)
+        who = "" if tight else f" (mode {stat.S_IMODE(mode):04o}): others can read the sealed keys"
+        remedy = "" if tight else f"'chmod 600 {home.identity_file}'"
+        yield Finding("identity", OK if tight else WARN, f"{home.identity_file}{who}", remedy)
     else:
         yield Finding("identity", INFO, "none yet", "Run 'meshkitfs init'.")
     if home.config_path.exists():
-        config.load(home.config_path)  # what is wrong in it is this check's finding
-        yield Finding("configuration", OK, str(home.config_path))
-    yield _space("home space", home.root)
+        try:
+            config.load(home.config_path)
+            yield Finding("configuration", OK, str(home.config_path))
+        except MeshkitError as error:
+            yield Finding("configuration", FAIL, error.detail or error.reason.sentence, error.remedy)
+    yield from _doctor_places.clock_of(home)
+    yield _doctor_places.space("home space", home.root)
 
 
 def _stores(context: Context) -> Iterator[Finding]:
@@ -206,7 +217,7 @@ def _byte_store(spec: ProviderSpec) -> Iterator[Finding]:
         store = spec.options.store
         yield _reachable("byte store", store, store.is_dir(), os.R_OK | os.W_OK | os.X_OK)
         if store.is_dir():
-            yield _space("byte store space", store)
+            yield _doctor_places.space("byte store space", store)
         return
     found = run_async(partial(examine, spec, write=False, deadline_s=_ENDPOINT_S))
     error = next((step.error for step in found.steps if step.error is not None), None)
@@ -256,26 +267,7 @@ def _daemon(context: Context) -> Iterator[Finding]:
 
 
 def _mountpoint(context: Context) -> Iterator[Finding]:
-    try:
-        point = config.load(context.home.config_path).mount.point
-    except MeshkitError:
-        point = config.default_mount_point()
-    mount = preflight.find(preflight.resolve(point))
-    if mount is None:
-        there = os.path.lexists(point)
-        yield Finding("mount point", INFO, f"{point}: {'not mounted' if there else 'does not exist yet'}")
-    elif mount.fstype != preflight.FSTYPE:
-        yield Finding("mount point", WARN, f"{point} is a mount of type {mount.fstype}", "Choose another.")
-    elif preflight.is_stale(point):
-        yield Finding(
-            "mount point", FAIL, f"{point} is the mount of a dead daemon", "Run 'meshkitfs umount'."
-        )
-    else:
-        yield Finding("mount point", OK, f"{point} is mounted")
-    for other in preflight.mounts():
-        if other.path != preflight.resolve(point) and preflight.is_stale(other.path):
-            remedy = f"Run 'meshkitfs umount {other.path}'."
-            yield Finding("stale mount", WARN, f"{other.path} is the mount of a dead daemon", remedy)
+    yield from _doctor_places.mount_point(context.home)
 
 
 def _reachable(name: str, path: Path, there: bool, need: int) -> Finding:
@@ -284,9 +276,3 @@ def _reachable(name: str, path: Path, there: bool, need: int) -> Finding:
     if not os.access(path, need):
         return Finding(name, FAIL, f"{path}: permission denied", "Ask its owner for read and write access.")
     return Finding(name, OK, str(path))
-
-
-def _space(name: str, path: Path) -> Finding:
-    free = shutil.disk_usage(path).free
-    low = free < _LOW_SPACE
-    return Finding(name, WARN if low else OK, f"{size(free)} free", "Free some space." if low else "")

@@ -10,10 +10,11 @@ from typing import Any
 from .. import __version__
 from ..errors import TABLE, MeshkitError, exit_code_for
 from ._asking import mount_points
+from ._colour import Tone, joined, meaning, toned
 from ._context import Context
-from ._output import ago, fields, printable, size, table
+from ._output import ago, clock, fields, printable, size, table
 from ._providers import source_lines
-from ._shown import SHARE_HEADINGS, amount, left_lines, share_rows
+from ._shown import amount, left_lines, share_table
 from ._targets import share_path
 
 __all__ = ["explain", "status", "sync", "version"]
@@ -40,10 +41,11 @@ def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
             ("home", context.home.root),
             ("mounted at", data.get("mountpoint") or "(not mounted)"),
             ("daemon", f"process {data['pid']}" if data.get("mountpoint") and data.get("pid") else None),
-            ("locked", f"since {ago(since)}: run 'meshkitfs unlock'" if (since := _locked(data)) else None),
+            ("locked", _unlock_it(since) if (since := _locked(data)) else None),
             ("byte store", data.get("provider")),
             ("unsent", _unsent(pending)),
             ("oldest unsent", ago(min(times)) if (times := _since(data)) else None),
+            ("new keys", clock(due) if (due := (data.get("rotation") or {}).get("next")) else None),
             ("metrics", data.get("metrics")),
             ("notifications", _untold(data)),
             ("fsync", "durable on this device" if data.get("fsync") == "journal" else None),
@@ -51,7 +53,7 @@ def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
     )
     shares = data.get("shares") or []
     if shares:
-        lines += ["", *table(SHARE_HEADINGS, share_rows(shares))]
+        lines += ["", *share_table(shares)]
     elif not data.get("locked"):
         lines += ["", "There are no shares."]
     left = data.get("left") or []
@@ -62,7 +64,10 @@ def _status_lines(context: Context, data: Mapping[str, Any]) -> list[str]:
     if errors:
         lines += ["", "Recent refusals and faults ('meshkitfs explain PATH' says more):"]
         lines += [
-            f"  {ago(item.get('time'))}  {printable(item.get('path', ''))}: {printable(item.get('code', ''))}"
+            joined(
+                f"  {ago(item.get('time'))}  {printable(item.get('path', ''))}: ",
+                meaning(printable(item.get("code", ""))),
+            )
             for item in errors
         ]
     return lines
@@ -92,7 +97,7 @@ def explain(context: Context, args: argparse.Namespace) -> int:
     rows = [
         [
             step.get("step"),
-            _MARKS.get(str(step.get("result")), step.get("result")),
+            meaning(_MARKS.get(str(step.get("result")), step.get("result"))),
             _evidence(step),
             step.get("by"),
             step.get("since"),
@@ -101,7 +106,7 @@ def explain(context: Context, args: argparse.Namespace) -> int:
         for step in steps
     ]
     lines = [f"{printable(data.get('path') or path)}", ""]
-    lines += table(("step", "result", "evidence", "by", "since", "until"), rows)
+    lines += table(("step", "result", "evidence", "by", "since", "until"), rows, fold=("evidence",))
     signers = {step["by"]: step for step in steps if step.get("fingerprint")}
     lines += [""] if signers else []
     lines += [
@@ -111,10 +116,10 @@ def explain(context: Context, args: argparse.Namespace) -> int:
     code = data.get("code") or next((step["code"] for step in steps if step.get("code")), "")
     lines.append("")
     if not code:
-        lines.append("It may be opened.")
+        lines.append(toned("It may be opened.", Tone.GOOD))
     elif code in TABLE:
         detail = f" ({printable(data['detail'])})" if data.get("detail") else ""
-        lines += [f"{code}: {TABLE[code].sentence}{detail}", TABLE[code].remedy]
+        lines += [joined(meaning(code), f": {TABLE[code].sentence}{detail}"), TABLE[code].remedy]
     else:
         lines.append(printable(code))
     context.out.result(data, lines)
@@ -126,6 +131,10 @@ def version(context: Context, _args: argparse.Namespace) -> int:
     data = {"version": __version__, "python": platform.python_version(), "system": platform.platform()}
     context.out.result(data, [f"meshkitfs {__version__} (Python {data['python']}, {data['system']})"])
     return 0
+
+
+def _unlock_it(since: int) -> str:
+    return toned(f"since {ago(since)}: run 'meshkitfs unlock'", Tone.WARN)
 
 
 def _locked(data: Mapping[str, Any]) -> int:

@@ -34,7 +34,7 @@ def prune(context: Context, args: argparse.Namespace) -> int:
         ]
         for item in data["versions"]
     ]
-    lines = table(("version", "time", "", "because"), rows)
+    lines = table(("version", "time", "", "because"), rows, fold=("because",))
     count = data["given_up"]
     if not count:
         lines += ["", "Nothing to give up."]

@@ -11,11 +11,12 @@ import json
 import os
 import sys
 import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import MeshkitError
+from ._colour import Tone, Toned, joined, painted, toned, wanted
+from ._table import drawn, width_of
 
 __all__ = [
     "Output",
@@ -52,8 +53,9 @@ class Output:
             if self.json_mode:
                 print(json.dumps(data, separators=(",", ":")))
             else:
+                coloured = wanted(sys.stdout)
                 for line in lines:
-                    print(_encodable(line))
+                    print(_encodable(painted(line) if coloured else line))
 
     def flush(self) -> None:
         """Write out what was printed. Raises ``output_failed``, such as for a full disk."""
@@ -71,12 +73,16 @@ class Output:
             print(json.dumps({"error": error.as_dict()}, separators=(",", ":")), file=sys.stderr)
             return
         headline, *details = error.detail.splitlines() or [""]
+        code = ""
         if error.code != "invalid_argument" or not headline:  # there the detail says it all
             details.insert(0, headline)
-            headline = f"{error.reason.sentence} [{error.code}]"
-        lines = [f"meshkitfs: error: {printable(headline)}"]
+            headline = error.reason.sentence
+            code = toned(f" [{error.code}]", Tone.ASIDE)
+        said = joined("meshkitfs: ", toned("error:", Tone.ERROR), " ", printable(headline), code)
+        lines: list[str] = [said]
         lines += [f"  {printable(line)}" for line in (*details, error.remedy) if line]
-        print(_encodable("\n".join(lines)), file=sys.stderr)
+        coloured = wanted(sys.stderr)
+        print(_encodable("\n".join(map(painted, lines) if coloured else lines)), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -108,24 +114,35 @@ def _encodable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return the lines of a table with aligned columns; an empty cell shows as ``-``."""
-    cells = [[heading.upper() for heading in headings]]
-    cells += [[printable("" if cell is None else cell) or "-" for cell in row] for row in rows]
-    widths = [max(_width(row[column]) for row in cells) for column in range(len(headings))]
-    return [
-        "  ".join(
-            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    cut: Collection[str] = (),
+    fold: Collection[str] = (),
+) -> list[str]:
+    """Return the lines of a table with aligned columns; an empty cell shows as ``-``.
+
+    On a terminal that is too narrow for it the columns named in ``cut`` are shortened, those in ``fold`` go
+    on in the next line.
+    """
+    cells = [[_cell(cell) or toned("-", Tone.ASIDE) for cell in row] for row in rows]
+    return drawn(headings, cells, cut, fold)
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
     """Return ``name  value`` lines, aligned; pairs whose value is None or empty are left out."""
-    shown = [(name, printable(value)) for name, value in pairs if value is not None and value != ""]
-    width = max((_width(name) for name, _ in shown), default=0)
-    return [f"{name}{' ' * (width - _width(name))}  {value}" for name, value in shown]
+    shown = [(name, _cell(value)) for name, value in pairs if value is not None and value != ""]
+    width = max((width_of(name) for name, _ in shown), default=0)
+    return [
+        joined(toned(name, Tone.ASIDE), " " * (width - width_of(name)), "  ", value) for name, value in shown
+    ]
+
+
+def _cell(value: object) -> str:
+    """Return what can be printed of ``value``, with its tone if it has one: a cell has one for all of it."""
+    text = printable("" if value is None else value)
+    return toned(text, value.spans[0].tone) if isinstance(value, Toned) and value.spans else text
 
 
 def size(count: int | None) -> str:
@@ -187,10 +204,3 @@ def distance(moment: float, now: float | None = None) -> str:
     """Return how far a time is from now: ``in 6d 23h``, ``20s ago``."""
     difference = moment - (time.time() if now is None else now)
     return f"in {duration(difference)}" if difference >= 0 else f"{duration(-difference)} ago"
-
-
-def _width(text: str) -> int:
-    """Return how many terminal cells ``text`` takes."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..errors import TABLE, MeshkitError, exit_code_for
 from . import _joining as joining
+from ._colour import meaning
 from ._context import Context
 from ._output import clock, duration, fields, printable, table
 
@@ -115,8 +116,8 @@ def contacts_list(context: Context, _args: argparse.Namespace) -> int:
     contacts = data["contacts"]
     rows = [
         [
-            item.get("handle"), item.get("trust"), item.get("fingerprint"), clock(item.get("first_seen")),
-            _changed(item),
+            item.get("handle"), meaning(item.get("trust")), item.get("fingerprint"),
+            clock(item.get("first_seen")), _changed(item),
         ]
         for item in contacts
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..errors import MeshkitError, exit_code_for
+from ._colour import meaning
 from ._context import Context
 from ._grammar import Adder
 from ._output import clock, count, duration, fields, printable, table, utc
@@ -56,10 +57,11 @@ def test(context: Context, args: argparse.Namespace) -> int:
     params = {"name": args.name, "identity": args.identity, "action": args.action, "at": args.at}
     data = context.call("policy.test", params)
     rows = [
-        [item["action"], "allow" if item["allow"] else "deny", item["reason"]] for item in data["decisions"]
+        [item["action"], meaning("allow" if item["allow"] else "deny"), item["reason"]]
+        for item in data["decisions"]
     ]
     lines = [f"{printable(data['name'])} for {printable(data['identity'])} at {utc(data['at'])}:"]
-    context.out.result(data, lines + table(("action", "decision", "because"), rows))
+    context.out.result(data, lines + table(("action", "decision", "because"), rows, fold=("because",)))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..daemon import config
 from ..daemon.client import run_async
 from ..errors import MeshkitError, exit_code_for
+from ._colour import meaning
 from ._context import Context
 from ._output import printable, table
 from ._wrong import STORE, explained
@@ -58,7 +59,7 @@ def test(context: Context, args: argparse.Namespace) -> int:
 
 def _row(step: dict[str, Any]) -> tuple[str, str, str]:
     words = _STEPS.get(step["name"], step["name"])
-    return ("ok" if step["ok"] else "FAIL", words, f"{step['ms']:.0f} ms")
+    return (meaning("ok" if step["ok"] else "FAIL"), words, f"{step['ms']:.0f} ms")
 
 
 def _capability(name: str, value: bool | None) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import MeshkitError, exit_code_for
 from ._asking import mount_points
+from ._colour import meaning
 from ._context import Context
 from ._output import ago, clock, count, duration, fields, printable, size, table
-from ._shown import SHARE_HEADINGS, rights_of, share_rows
+from ._shown import rights_of, share_table
 from ._targets import share_path
 
 __all__ = [
@@ -49,7 +50,7 @@ def list_shares(context: Context, _args: argparse.Namespace) -> int:
     """``share list``"""
     data = context.call("share.list", {})
     shares = data["shares"]
-    lines = table(SHARE_HEADINGS, share_rows(shares)) if shares else ["There are no shares."]
+    lines = share_table(shares) if shares else ["There are no shares."]
     context.out.result(data, lines)
     return 0
 
@@ -69,8 +70,8 @@ def show(context: Context, args: argparse.Namespace) -> int:
             ("epoch", data.get("epoch")),
             ("entries", data.get("entries")),
             ("enforcement", _enforcement(data)),
-            ("state", data.get("state")),
-            ("reason", data.get("reason")),
+            ("state", meaning(data.get("state"))),
+            ("reason", meaning(data.get("reason"))),
             ("conflicts", ", ".join(data.get("conflicts") or ())),
         ]
     )

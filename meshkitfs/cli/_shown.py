@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from ._output import ago, clock, printable, size
+from ._colour import joined, meaning
+from ._output import ago, clock, printable, size, table
 
-__all__ = ["SHARE_HEADINGS", "amount", "left_lines", "rights_of", "share_rows"]
-
-SHARE_HEADINGS: Final = ("name", "owner", "rights", "expires", "version", "state")
+__all__ = ["amount", "left_lines", "rights_of", "share_table"]
 
 
-def share_rows(shares: list[dict[str, Any]]) -> list[list[object]]:
-    """Return the table cells of shares, in the order of `SHARE_HEADINGS`."""
-    return [
+def share_table(shares: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table of shares; with the number of members where it is told of one of them."""
+    told = any(share.get("members") is not None for share in shares)
+    headings = ("name", "owner", "rights", "expires", "version", *(("members",) if told else ()), "state")
+    rows = [
         [
             share.get("name"),
             "you" if share.get("mine") else share.get("owner"),
             rights_of(share),
             None if share.get("mine") else clock(share.get("expires") or None),
             share.get("version"),
-            share.get("reason") or share.get("state"),
+            *((share.get("members"),) if told else ()),
+            meaning(share.get("reason") or share.get("state")),
         ]
         for share in shares
     ]
+    return table(headings, rows, cut=("name", "owner"))
 
 
 def rights_of(item: Mapping[str, Any]) -> str:
@@ -49,12 +52,12 @@ def left_lines(left: list[dict[str, Any]]) -> list[str]:
             reason = ": ".join(str(item[name]) for name in ("reason", "detail") if item.get(name))
             reason = f": {reason}" if reason else ""
             since = f", since {ago(item['since'])}" if item.get("since") else ""
-            state = f"{item['state']}, " if item.get("state") else ""
+            state = joined(meaning(item["state"]), ", ") if item.get("state") else ""
             # What is in memory only may not be counted.
             much = amount(item, "changes" if unsaved else "nothing")
             arrived = f" ({size(item['arrived_bytes'])} of it arrived)" if item.get("arrived_bytes") else ""
             name = printable(item.get("share", "?"))
-            lines.append(f"  {name}  {state}{much}{arrived}{since}{printable(reason)}")
+            lines.append(joined(f"  {name}  ", state, f"{much}{arrived}{since}{printable(reason)}"))
     return lines
 
 

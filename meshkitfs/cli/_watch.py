@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..daemon import client
 from ..errors import MeshkitError
+from ._colour import Tone, Toned
 from ._context import Context
-from ._output import clock, printable
+from ._output import clock, count, printable
 from ._shown import amount
 
 if TYPE_CHECKING:
@@ -31,11 +32,14 @@ _INTERVAL_S: Final = 1.0
 # Shorter than elsewhere: whoever watches wants to be told that it does not answer.
 _SILENCE_S: Final = 3.0
 _AWAY: Final = "The daemon does not run. Waiting for it ('meshkitfs mount' starts it)."
-_COLOURS: Final = (
-    (r"\b(REFUSED|refused|stuck|unreadable|quarantined|[a-z]+_[a-z_]+)\b", "red"),
-    (r"\b(dirty|uploading|locked)\b", "yellow"),
-    (r"\bstored\b", "green"),
-)
+_STYLES: Final = {
+    Tone.GOOD: "green",
+    Tone.WARN: "yellow",
+    Tone.BAD: "red",
+    Tone.ERROR: "bold red",
+    Tone.HEADING: "bold",
+    Tone.ASIDE: "dim",
+}
 
 Show = Callable[[Mapping[str, Any]], list[str]]
 
@@ -128,9 +132,14 @@ def _entry(item: Mapping[str, Any]) -> tuple[Any, ...]:
 def _shares(data: Mapping[str, Any]) -> dict[str, str]:
     return {
         str(share.get("name")): f"{printable(share.get('reason') or share.get('state') or '?')}, "
-        f"version {share.get('version')}"
+        f"version {share.get('version')}{_members(share)}"
         for share in data.get("shares") or []
     }
+
+
+def _members(share: Mapping[str, Any]) -> str:
+    number = share.get("members")
+    return "" if number is None else f", {count(number, 'member', 'members')}"
 
 
 def _queue(data: Mapping[str, Any]) -> str:
@@ -172,8 +181,11 @@ def _drawn(console: Console, lines: list[str]) -> RenderableType:
     title = f"meshkitfs status  {time.strftime('%H:%M:%S')}  (q ends)"
     text = Text("\n".join([title, "", *lines]), no_wrap=True, overflow="ellipsis")
     text.stylize("bold", 0, len(title))
-    for pattern, style in _COLOURS:
-        text.highlight_regex(pattern, style)
+    at = len(title) + 2
+    for line in lines:
+        for start, end, tone in line.spans if isinstance(line, Toned) else ():
+            text.stylize(_STYLES[tone], at + start, at + end)
+        at += len(line) + 1
     return text
 
 

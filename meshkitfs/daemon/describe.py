@@ -224,7 +224,8 @@ def status(session: Session, lock: Lock) -> dict[str, Any]:
         "provider": session.store.name,
         "sources": [asdict(source) for source in session.store.sources()],
         "metadata": _metadata(session),
-        "shares": [share(item) for _, item in sorted(session.book.shares.items())],
+        "rotation": session.life.schedule.as_dict(session.identity) if session.locked is None else None,
+        "shares": [share(item) | _members(session, item) for _, item in sorted(session.book.shares.items())],
         "pending": lock.pending(),
         "fsync": "published" if session.services.fsync_publishes else "journal",
         "spool": {
@@ -249,6 +250,20 @@ def status(session: Session, lock: Lock) -> dict[str, Any]:
             "merges": sum(item.counters.merges for item in session.book.shares.values()),
         },
     }
+
+
+def _members(session: Session, item: Share) -> dict[str, int | None]:
+    """Say how many others have a share of one's own, as is known without asking; None if it is not.
+
+    Somebody with several grants counts once.
+    """
+    if not item.row.mine or session.locked is not None:
+        return {"members": None}
+    # What this device did last counts: the grant that it holds itself may rest on the roster before.
+    now = session.services.wall()
+    members = session.state.members(item.row.share)
+    handles = {member.handle for member in members if not member.revoked and member.expires > now}
+    return {"members": len(handles - {session.identity.handle})}
 
 
 def bounds(session: Session) -> dict[str, float]:

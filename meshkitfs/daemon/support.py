@@ -31,9 +31,10 @@ _PACKAGES: Final = (
 # Strings of the configuration that are shown: kinds of things, none of them a name or a place.
 _CONFIG_SHOWN: Final = frozenset({"type", "fsync", "format"})
 _CONFIG_PLACES: Final = frozenset({"url", "endpoint"})
-_STATUS_SHOWN: Final = frozenset({"counters", "pending", "fsync", "spool", "locked"})
+_STATUS_SHOWN: Final = frozenset({"counters", "pending", "fsync", "spool", "locked", "rotation"})
 _SHARE_SHOWN: Final = (
     "kind", "grant", "mine", "rights", "expires", "version", "epoch", "state", "reason", "entries",
+    "members",
 )  # fmt: skip
 _LEFT_SHOWN: Final = (
     "state", "blocks", "bytes", "unsaved", "arrived", "arrived_bytes", "age_seconds", "reason",
