@@ -145,7 +145,7 @@ umount:
 # --- checking it -----------------------------------------------------------------------------------------
 
 test: install-test
-	$(BIN)/python -m pytest -q -m 'not long' -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m 'not long' -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: install-test
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
