@@ -284,7 +284,7 @@ class Device:
     def grant(self, share, other):
         """Share with ``other`` (started too) to write, who accepts under the same name."""
         self.grant_again(share, other, "read", "write")
-        self.world.run(other.session.book.accept, share, share.encode())
+        self.world.run(other.session.book.inbox.accept, share, share.encode())
 
     def grant_again(self, share, other, *rights):
         """Replace what ``other`` was granted."""

@@ -27,7 +27,7 @@ CHECKS = (
     response_schema_conformance,
     negative_data_rejection,
 )
-EXAMPLES = int(os.environ.get("MESHKIT_TEST_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("MESHKIT_TEST_EXAMPLES", "8"))
 
 
 class Signing(requests.auth.AuthBase):

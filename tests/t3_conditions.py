@@ -83,7 +83,7 @@ def give(alice, other, rights=("read",), **terms):
     """Share with somebody, who takes it in; ``terms`` are those of ``share add``."""
     ask(alice, "share.add", target="first", recipient=other.name, rights=list(rights), **terms)
     if not any(share.name == "first" for share in other.session.book.shares.values()):
-        other.world.run(other.session.book.accept, "first", b"first")
+        other.world.run(other.session.book.inbox.accept, "first", b"first")
 
 
 def liar(device):

@@ -80,7 +80,7 @@ def two(world, place, service):
         alice.view().write("file", DATA)
         alice.flush()
         alice.world.run(alice.session.book.add, alice.share(), "bob", Terms(("read", "write")))
-        alice.world.run(bob.session.book.accept, "first", b"first")
+        alice.world.run(bob.session.book.inbox.accept, "first", b"first")
         yield alice, bob
 
 
@@ -257,7 +257,7 @@ def test_a_fork_that_is_shown_to_two(world, place, two, service):
     carol = Device(world, f"{place}/carol", "carol", beside=alice).start()
     try:
         alice.world.run(alice.session.book.add, alice.share(), "carol", Terms(("read",)))
-        alice.world.run(carol.session.book.accept, "first", b"first")
+        alice.world.run(carol.session.book.inbox.accept, "first", b"first")
         assert bob.view().read("file") == carol.view().read("file") == DATA
         share = alice.share().row.share
         alice.view().write("file", b"the head that is published")

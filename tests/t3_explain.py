@@ -86,7 +86,7 @@ def test_a_step_that_refuses_keeps_its_evidence_and_names_the_way_out(pair):
     alice.create_share("ruled")
     terms = Terms(("read",), policy="staff-only")
     alice.world.run(alice.session.book.add, alice.share("ruled"), "bob", terms)
-    bob.world.run(bob.session.book.accept, "ruled", b"ruled")
+    bob.world.run(bob.session.book.inbox.accept, "ruled", b"ruled")
     found, steps = explain(bob, "ruled")
     step = steps["policy"]
     assert found["code"] == step["code"] == "policy_provider_required"

@@ -71,7 +71,7 @@ def metadata_of(device):
 def give(alice, bob, terms=None):
     """Alice shares with bob, who takes it in without opening it; returns his row of it."""
     alice.world.run(alice.session.book.add, alice.share(), "bob", terms or Terms(("read", "write")))
-    bob.world.run(bob.session.book.accept, "first", b"first")
+    bob.world.run(bob.session.book.inbox.accept, "first", b"first")
     return bob.share().row
 
 

@@ -348,7 +348,7 @@ def test_a_snapshot_share_has_none(world, place, alice):
     share = alice.share()
     node = share.tree.nodes[view.attr("d").ino]
     world.run(alice.session.book.add_snapshot, share, "d", node, "bob", Terms())
-    accepted = world.run(bob.session.book.accept, "d", b"d")
+    accepted = world.run(bob.session.book.inbox.accept, "d", b"d")
     assert accepted.row.grant == "snapshot"
     with fails(errno.ENOENT):
         bob.view("d").attr(".snapshots")

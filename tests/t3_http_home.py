@@ -366,7 +366,7 @@ def test_doctor_and_certificates(place):
 def test_terms_are_kept_over_a_service(two):
     alice, bob = two
     alice.world.run(alice.session.book.add, alice.share(), "bob", Terms(("read",)))
-    alice.world.run(bob.session.book.accept, "first", b"first")
+    alice.world.run(bob.session.book.inbox.accept, "first", b"first")
     assert bob.view().read("file") == DATA
     with pytest.raises(OSError):
         bob.view().write("file", b"no")

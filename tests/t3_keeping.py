@@ -311,7 +311,7 @@ def granted_snapshot(keeper, tmp_path, path, expires=0):
 
     world.run(give)
     keeper.device.refresh()
-    world.run(bob.session.book.accept, path.rsplit("/", 1)[-1], b"snap")
+    world.run(bob.session.book.inbox.accept, path.rsplit("/", 1)[-1], b"snap")
     return bob
 
 

@@ -728,7 +728,7 @@ def test_how_a_grace_is_said(two):
     assert caught.value.code == "invalid_argument"
     wanted = {"target": "first", "recipient": "bob", "offline_grace": "36h"}
     assert alice.world.run(service.call, "share.add", wanted)["offline_grace"] == 36 * 3600
-    bob.world.run(bob.session.book.accept, "first", b"first")
+    bob.world.run(bob.session.book.inbox.accept, "first", b"first")
     assert bob.view().read("file") == DATA
     assert describe.share(bob.share())["freshness"]["offline_grace"] == 36 * 3600
     told = alice.world.run(service.call, "share.revoke", {"share": "first", "recipient": "bob"})

@@ -134,9 +134,9 @@ class Mailbox:
         self.locked = None
         self.metadata = SimpleNamespace(tick=lambda: self.moved)
         self.session = self
-        self.book = self
+        self.book = SimpleNamespace(inbox=SimpleNamespace(waiting=self.waiting))
 
-    async def inbox(self):
+    async def waiting(self):
         self.asked += 1
         return list(self.letters), 0
 

@@ -84,7 +84,7 @@ def give(alice, bob, policy, *rights, pol=None):
     else:
         terms = Terms(tuple(sorted(rights)), policy=policy, pol=pol)
         alice.world.run(alice.session.book.add, alice.share(), "bob", terms)
-    bob.world.run(bob.session.book.accept, "first", b"first")
+    bob.world.run(bob.session.book.inbox.accept, "first", b"first")
 
 
 def code_of(work, *args):
@@ -272,7 +272,7 @@ def test_rules_that_a_strange_owner_wrote_are_no_yes(two):
         terms = Terms(("read",), policy="odd", pol={"id": "odd", "rules": text})
         alice.world.run(alice.session.book.add, alice.share(), "bob", terms)
         if not codes:
-            bob.world.run(bob.session.book.accept, "first", b"first")
+            bob.world.run(bob.session.book.inbox.accept, "first", b"first")
         codes.append(refused(bob))
     assert codes == ["policy_provider_error"] * 2 + ["policy_denied"] * 2
 

@@ -281,9 +281,9 @@ def test_a_snapshot(two, behind, served):
     share = alice.share()
     node = alice.world.run(_node, share, "file")
     alice.world.run(alice.session.book.add_snapshot, share, "file", node, "bob", Terms(("read",)))
-    inbox, _ = bob.world.run(bob.session.book.inbox)
+    inbox, _ = bob.world.run(bob.session.book.inbox.waiting)
     letter = next(item for item in inbox if item.letter.offer.grant == "snapshot")
-    bob.world.run(bob.session.book.accept, letter.id, b"copy")
+    bob.world.run(bob.session.book.inbox.accept, letter.id, b"copy")
     assert walk(bob, name="copy").enforcement == "release"
     alice.view().write("file", b"later")
     alice.flush()
@@ -462,7 +462,7 @@ def test_a_hacked_client_after_its_grant_expired(two, behind, served):
         alice.view(name).write("file", DATA)
         alice.flush(name)
         alice.world.run(alice.session.book.add, alice.share(name), "bob", Terms(("read",), expires=until))
-        bob.world.run(bob.session.book.accept, name, name.encode())
+        bob.world.run(bob.session.book.inbox.accept, name, name.encode())
     held = {name: kept(behind, bob, alice, name) for name in ("plain", "timed")}
     client = HackedClient(bob.root, time.time)
     assert client.read(*held["timed"], bob.blocks) == {"file": DATA}
@@ -480,7 +480,7 @@ def demanding(two, behind, **demands):
         alice.view(name).write("file", DATA)
         alice.flush(name)
         command(alice, "share.add", target=name, recipient="bob", rights=["read"], **demands)
-        bob.world.run(bob.session.book.accept, name, name.encode())
+        bob.world.run(bob.session.book.inbox.accept, name, name.encode())
     return {name: kept(behind, bob, alice, name) for name in ("plain", "strict")}
 
 
@@ -630,7 +630,7 @@ def test_a_hacked_client_that_a_policy_denies(two, behind):
         alice.flush(name)
         terms = Terms(("read",), policy="hours", pol={"id": "hours", "rules": rules})
         alice.world.run(alice.session.book.add, alice.share(name), "bob", terms)
-        bob.world.run(bob.session.book.accept, name, name.encode())
+        bob.world.run(bob.session.book.inbox.accept, name, name.encode())
     client = HackedClient(bob.root, time.time)
     assert client.read(*kept(behind, bob, alice, "plain"), bob.blocks) == {"file": DATA}
     with pytest.raises(Refused, match="policy_denied"):

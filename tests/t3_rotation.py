@@ -230,10 +230,10 @@ def test_what_lies_in_the_mailbox_of_an_old_key_is_found(anywhere):
     alice.world.run(alice.session.book.add, alice.share(), "bob", Terms())
     rotate(bob)
     rotate(alice)
-    invitations, unreadable = bob.world.run(bob.session.book.inbox)
+    invitations, unreadable = bob.world.run(bob.session.book.inbox.waiting)
     assert (len(invitations), unreadable) == (1, 0)
-    bob.world.run(bob.session.book.accept, "first", b"first")
-    assert bob.world.run(bob.session.book.inbox)[0] == []
+    bob.world.run(bob.session.book.inbox.accept, "first", b"first")
+    assert bob.world.run(bob.session.book.inbox.waiting)[0] == []
     look(alice)
     bob.refresh()
     assert bob.world.run(bob.share().use, "read").capsule.to == me(bob).encryption.kid

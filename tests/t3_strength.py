@@ -59,7 +59,7 @@ def ask(device, method, **params):
 def give(alice, bob, *demands, **terms):
     data = ask(alice, "share.add", target="first", recipient="bob", require_key_vault=list(demands), **terms)
     if not bob.session.book.shares:
-        bob.world.run(bob.session.book.accept, "first", b"first")
+        bob.world.run(bob.session.book.inbox.accept, "first", b"first")
     return data
 
 
@@ -201,7 +201,7 @@ def test_a_demand_of_a_later_version_is_refused_and_not_ignored(people):
     alice, bob = people
     share = alice.share()
     alice.world.run(alice.session.book.add, share, "bob", Terms(("read",), keyvault=("quantum",)))
-    bob.world.run(bob.session.book.accept, "first", b"first")
+    bob.world.run(bob.session.book.inbox.accept, "first", b"first")
     gives(bob, hardware_backed=True, exportable=False, user_presence=True)
     refused(bob, "quantum, which this version does not know")
     with pytest.raises(MeshkitError) as caught:

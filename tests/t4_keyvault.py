@@ -69,6 +69,7 @@ def test_a_passphrase_once_per_session(pat):
     nothing_said(pat, PHRASE)
 
 
+@pytest.mark.long  # in parts in t1_keyvault_move, and from a TPM below; here each step costs an Argon2id or two
 def test_moving_the_key(pat):
     pat.init()
     pat.cli("share", "create", "first")

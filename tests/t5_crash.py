@@ -230,7 +230,7 @@ def rounds_of_killing(tmp_path, count, seed):
 
 
 def test_kill_9_under_load(tmp_path):
-    rounds_of_killing(tmp_path, 8, int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30))))
+    rounds_of_killing(tmp_path, 5, int(os.environ.get("SEED", random.SystemRandom().randrange(1 << 30))))
 
 
 @pytest.mark.long

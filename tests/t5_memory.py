@@ -8,7 +8,7 @@ import threading
 import pytest
 from homes import Person, in_the_foreground, needs_fuse, wait_until
 
-from meshkitfs.daemon.session import READ_CACHE
+from meshkitfs.daemon.opening import READ_CACHE
 from meshkitfs.shares._sealer import MEMORY_LIMIT
 
 MIB = 1 << 20

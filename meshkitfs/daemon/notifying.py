@@ -154,7 +154,7 @@ class DesktopNotifier:
         if now - self._asked < least:
             return
         self._asked, self._mark = now, mark
-        invitations, _ = await session.book.inbox()
+        invitations, _ = await session.book.inbox.waiting()
         for invitation in invitations:
             if not invitation.accepted and invitation.letter_id not in self._seen:
                 self._arrived(invitation)

@@ -265,7 +265,7 @@ class Service:
     # -- people ------------------------------------------------------------------------------------
 
     async def _inbox_list(self) -> dict[str, Any]:
-        invitations, unreadable = await self.session.book.inbox()
+        invitations, unreadable = await self.session.book.inbox.waiting()
         contacts = {contact.handle: contact for contact in self.session.contacts.list()}
         return {
             "letters": [describe.invitation(item, contacts) for item in invitations],
@@ -273,11 +273,11 @@ class Service:
         }
 
     async def _inbox_accept(self, letter: str, name: str | None = None) -> dict[str, Any]:
-        share = await self.session.book.accept(letter, os.fsencode(name) if name else None)
+        share = await self.session.book.inbox.accept(letter, os.fsencode(name) if name else None)
         return await self._described(share)
 
     async def _inbox_decline(self, letter: str) -> dict[str, Any]:
-        declined = await self.session.book.decline(letter)
+        declined = await self.session.book.inbox.decline(letter)
         contacts = {contact.handle: contact for contact in self.session.contacts.list()}
         return describe.invitation(declined, contacts)
 

@@ -5,7 +5,7 @@ reference to plaintext in `_reader`; writing goes from `_content` (changed block
 threads, the spool) to `_commit` (a complete new tree on this device) and `Share.flush` (published).
 """
 
-from meshkitfs.shares._book import Invitation, ShareBook, check_share_name
+from meshkitfs.shares._book import ShareBook
 from meshkitfs.shares._collect import Collected, collect
 from meshkitfs.shares._events import (
     AccessChanged,
@@ -17,6 +17,7 @@ from meshkitfs.shares._events import (
 )
 from meshkitfs.shares._granting import ROSTER_LIFETIME_S, Terms, demands_of, grace_of
 from meshkitfs.shares._history import Version
+from meshkitfs.shares._inbox import Invitation, check_share_name
 from meshkitfs.shares._locking import RefSeal
 from meshkitfs.shares._lookback import Change, path_changes
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, SymlinkNode, inode_number

@@ -9,22 +9,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
-from meshkitfs.core.capability import LETTER_MAGIC as TOKEN_MAGIC
 from meshkitfs.core.cose import record_hash
 from meshkitfs.core.entries import DIR, FILE
-from meshkitfs.core.keys import EncryptionKey, kid_of, ver_key
+from meshkitfs.core.keys import kid_of, ver_key
 from meshkitfs.core.manifest import DirManifest, RootAttrs, seal_manifest
-from meshkitfs.core.memory import MEMORY_MAGIC
-from meshkitfs.core.records import Capsule, Head, Letter, Roster, open_letter, seal_letter
+from meshkitfs.core.records import Capsule, Head, Letter, Roster, seal_letter
 from meshkitfs.core.release import EpochSecret
 from meshkitfs.core.secret_memory import wipe
-from meshkitfs.core.ticket import MAGIC as CLAIM_MAGIC
 from meshkitfs.errors import MeshkitError
-from meshkitfs.gate import QUARANTINED, Grant
+from meshkitfs.gate import Grant
 from meshkitfs.identity import Contact, ContactBook, Identity, Signers
 from meshkitfs.metadata import Publication
 from meshkitfs.providers import Usage
@@ -39,16 +36,18 @@ from meshkitfs.shares._granting import (
     own_grant,
 )
 from meshkitfs.shares._hearing import Hearing
+from meshkitfs.shares._inbox import Inbox, check_share_name
 from meshkitfs.shares._nodes import DirNode, FileNode, Node, new_oid
 from meshkitfs.shares._publishing import publish
 from meshkitfs.shares._releasing import choose_service, deposit
 from meshkitfs.shares._retaining import resign_retention
+from meshkitfs.shares._rollback import accept_rollback, remembered
 from meshkitfs.shares._services import Services
 from meshkitfs.shares._share import Share
 from meshkitfs.shares._together import current, redone
 from meshkitfs.state import Mark, Member, ShareRow
 
-__all__ = ["Invitation", "ShareBook", "check_share_name"]
+__all__ = ["ShareBook"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,23 +57,6 @@ ROSTER_RENEW_S = 4 * 86400
 LOOK_S = 5
 # How long it waits after a renewal that failed.
 ROSTER_AGAIN_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """A letter in the inbox, opened: ``id`` is short and unique in the inbox."""
-
-    id: str
-    letter_id: bytes
-    letter: Letter
-    accepted: bool
-
-
-def check_share_name(name: bytes) -> bytes:
-    """Return ``name`` if a share may have it. Raises ``invalid_name``."""
-    if not 0 < len(name) <= 255 or b"/" in name or b"\0" in name or name.startswith(b"."):
-        raise MeshkitError("invalid_name", repr(name.decode(errors="replace")))
-    return name
 
 
 class ShareBook:
@@ -91,6 +73,7 @@ class ShareBook:
         self._rosters = trio.Lock()
         self._next_look = 0
         self._hearing = Hearing(identity, contacts)
+        self.inbox = Inbox(self.shares, services, identity, contacts)
 
     def find(self, name: str) -> Share:
         """Return a share by the name it has here. Raises ``share_not_found``."""
@@ -414,7 +397,11 @@ class ShareBook:
         """Move ``share`` to a new epoch that only ``kept`` have the key of. Holds ``_rosters``."""
         me = self._identity()
         # Above epochs that a restored metadata store has forgotten, too: a number means one key for good.
-        epoch = 1 + max(grant.roster.epoch, *(capsule.epoch for _, capsule in self._remembered(share)), 0)
+        epoch = 1 + max(
+            grant.roster.epoch,
+            *(capsule.epoch for _, capsule in remembered(self._services, self._identity(), share)),
+            0,
+        )
         secret = EpochSecret(share.row.share, epoch, os.urandom(32), grant.capsule.service)
         fresh = {}
         for old in kept:
@@ -474,15 +461,6 @@ class ShareBook:
                 kept = [old for old in standing if old not in affected]
                 await self._publish(share, grant, kept + fresh, fresh)
         return len(fresh), ended
-
-    def _remembered(self, share: Share) -> list[tuple[Member, Capsule]]:
-        """Return the live grants of ``share`` that this device has made, also those that ended."""
-        owner = Signers(self._identity().chain).keys
-        return [
-            (member, Capsule.parse(member.blob, owner))
-            for member in self._services.state.members(share.row.share)
-            if member.grant == "live" and member.blob
-        ]
 
     async def _publish(
         self, share: Share, grant: Grant, members: list[Member], fresh: list[Member],
@@ -544,170 +522,6 @@ class ShareBook:
         letter = Letter(member.blob, me.record, name, kind, mode, mtime, size, "", self._now)
         await self._services.metadata.post_letter(kid_of(to), seal_letter(me.signing, letter, to))
 
-    # -- receiving ---------------------------------------------------------------------------------
-
-    async def inbox(self) -> tuple[list[Invitation], int]:
-        """Return the invitations waiting here, and how many letters could not be opened."""
-        me = self._identity()
-        held = {share.row.ref for share in self.shares.values()}
-        found, unreadable = [], 0
-        for key, letter_id, blob in await self._letters(me):
-            if blob.startswith((CLAIM_MAGIC, TOKEN_MAGIC, MEMORY_MAGIC)):
-                # No letter: a claim (see `Welcome`), a capability token (see `Tokens`), or from this identity
-                # itself, for whoever recovers it.
-                continue
-            try:
-                letter = open_letter(key, blob)
-            except MeshkitError:
-                unreadable += 1
-                continue
-            offer = letter.offer
-            assert offer is not None  # open_letter sets it
-            ref = offer.id if offer.grant == "snapshot" else offer.share
-            found.append(Invitation(letter_id.hex()[:8], letter_id, letter, ref in held))
-        return found, unreadable
-
-    async def _letters(self, me: Identity) -> list[tuple[EncryptionKey, bytes, bytes]]:
-        """Return the letters to each key of this identity: not everybody has heard of the newest."""
-        metadata = self._services.metadata
-        return [
-            (key, letter_id, blob)
-            for key in reversed(me.encryption_keys)
-            for letter_id, blob in await metadata.letters(key.kid)
-        ]
-
-    async def accept(self, wanted: str, name: bytes | None = None) -> Share:
-        """Take an invitation: by its id (or at least 4 characters of it), or by an unmistakable name.
-
-        The sender becomes a contact. Raises ``letter_not_found``, ``contact_key_changed``.
-        """
-        me = self._identity()
-        found = await self._invitation(wanted)
-        letter = found.letter
-        offer, sender = letter.offer, letter.sender
-        assert offer is not None  # open_letter sets both
-        assert sender is not None
-        contact = await self._contacts().meet(letter.owner_record, self._now)
-        # Not the key in the letter, which may be an old one: whoever has that is the owner no more.
-        owner = contact.public.sig
-        ref = offer.id if offer.grant == "snapshot" else offer.share
-        row = ShareRow(
-            ref, offer.share, offer.oid, self._free_name(name, letter, sender.handle), offer.kind,
-            offer.grant, owner, sender.handle, owner == me.signing.public, letter.mode,
-            letter.mtime * 1_000_000_000, self._now,
-        )  # fmt: skip
-        held = next((share for share in self.shares.values() if share.row.ref == ref), None)
-        if held is None:
-            await trio.to_thread.run_sync(self._services.state.add_share, row)
-            held = self.shares[row.name] = Share(row, self._services)
-        await self._services.metadata.delete_letter(offer.to, found.letter_id)
-        return held
-
-    async def decline(self, wanted: str) -> Invitation:
-        """Throw an invitation away, which is named as for `accept`; the sender is not told.
-
-        What was accepted already stays. Raises ``letter_not_found``.
-        """
-        found = await self._invitation(wanted)
-        offer = found.letter.offer
-        assert offer is not None  # open_letter sets it
-        await self._services.metadata.delete_letter(offer.to, found.letter_id)
-        return found
-
-    async def _invitation(self, wanted: str) -> Invitation:
-        """Return the one invitation of that id (at least 4 characters of it) or name."""
-        invitations, _ = await self.inbox()
-        matches = [item for item in invitations if len(wanted) >= 4 and item.id.startswith(wanted)]
-        matches = matches or [item for item in invitations if os.fsdecode(item.letter.name) == wanted]
-        if len(matches) != 1:
-            detail = f"'{wanted}' fits {len(matches)} invitations" if matches else wanted
-            raise MeshkitError("letter_not_found", detail)
-        return matches[0]
-
-    def _free_name(self, name: bytes | None, letter: Letter, owner: str) -> bytes:
-        """Return ``name``, or the sender's name for it with the sender's own behind ("photos (bob)")."""
-        if name is not None:
-            if check_share_name(name) in self.shares:
-                raise MeshkitError("share_exists", name.decode(errors="replace"))
-            return name
-        stem, extension = os.path.splitext(letter.name) if letter.kind == FILE else (letter.name, b"")
-        stem = stem.lstrip(b".") or b"share"
-        for number in range(1, 1000):
-            again = "" if number == 1 else f" {number}"
-            mark = f" ({owner}{again})".encode()
-            candidate = stem[: 255 - len(mark) - len(extension)] + mark + extension
-            if candidate not in self.shares:
-                return candidate
-        raise MeshkitError("share_exists", os.fsdecode(letter.name))
-
     async def accept_rollback(self, share: Share) -> Mark:
-        """Take what the metadata store shows now as the truth and lift the quarantine; return the old marks.
-
-        What was changed here and is not published yet is merged into it. Raises ``invalid_argument`` if the
-        store shows nothing older or different: there is nothing to accept then, and forgetting what was seen
-        would only weaken the next check. Raises what else keeps the share closed.
-        """
-        services, row = self._services, share.row
-        try:
-            await services.gate.confirm(row, "list")
-        except MeshkitError as error:
-            if error.code not in QUARANTINED:
-                raise
-        else:
-            raise MeshkitError("invalid_argument", f"'{share.name}' shows nothing older than was seen here")
-        old = services.state.mark(row.share)
-        await trio.to_thread.run_sync(services.state.forget_mark, row.share)
-        epoch = await self._take_as_seen(share) if row.mine else 0
-        # What was given up since is not in the restored store, and its next record is numbered after that.
-        share.history.retention = None
-        if row.mine:
-            await self._give_back_keys(share, epoch)
-        _log.warning("a rollback was accepted", extra={"fields": {"share": row.share.hex()[:8]}})
-        if not share.dirty:
-            share.forget_tree()
-        grant = await share.use("list", current=True)
-        if row.mine:
-            await self._leave_halves_again(share, grant)
-        return old
-
-    async def _take_as_seen(self, share: Share) -> int:
-        """Note the roster of a share of one's own as seen, whichever of one's keys has signed it; its epoch.
-
-        A store that was restored may have nothing newer than what a key of before has signed: for the owner
-        alone that is good enough to sign it anew.
-        """
-        services, row = self._services, share.row
-        blob = await services.metadata.roster(row.share)
-        if blob is None:
-            return 0
-        roster = Roster.parse(blob, Signers(self._identity().chain).keys)
-        seen = Mark(roster_seq=roster.seq, roster_hash=record_hash(blob))
-        await trio.to_thread.run_sync(services.state.raise_mark, row.share, seen)
-        return roster.epoch
-
-    async def _give_back_keys(self, share: Share, epoch: int) -> None:
-        """Publish again the capsules that the store has forgotten, for those who have access.
-
-        No roster lists them, so they open nothing new. But what is not published yet, here and in the homes
-        of others, may have been made in an epoch that the store knows nothing of, and cannot be read without.
-        """
-        grants = self._remembered(share)
-        standing = {member.encryption_kid for member, _ in grants if not member.revoked}
-        # Of a key of before, the store takes only what is from before the epoch it shows.
-        now = self._identity().signing.kid
-        capsules = [
-            (m.encryption_kid, m.capsule_id, m.blob)
-            for m, capsule in grants
-            if m.encryption_kid in standing and (capsule.frm == now or capsule.epoch < epoch)
-        ]
-        await publish(self._services, Publication(share.row.share, capsules=tuple(capsules)))
-
-    async def _leave_halves_again(self, share: Share, grant: Grant) -> None:
-        """Leave at the release service again what a restored one may have forgotten."""
-        epochs = {c.epoch for _, c in self._remembered(share) if c.service is not None}
-        try:
-            for epoch in sorted(epochs):
-                with grant.epoch_secret(epoch) as secret:
-                    await deposit(self._services, secret)
-        except MeshkitError as error:
-            _log.warning("halves of keys could not be left again: %s (%s)", error.code, error.detail)
+        """Take what the metadata store shows now as the truth; see `accept_rollback`."""
+        return await accept_rollback(self._services, self._identity, share)
