@@ -18,9 +18,8 @@ from meshkitfs.core.pinned import Pinned
 from meshkitfs.core.records import Capsule, Roster
 from meshkitfs.errors import MeshkitError
 from meshkitfs.metadata import AccessList
-from meshkitfs.metadata._desk import Member
 from meshkitfs.metadata._stored import StoredMetadata
-from meshkitfs.metadata.service import Asker
+from meshkitfs.metadata.service import Asker, Member
 from meshkitfs.policy import Deciders, Demand, ask, lasts
 
 __all__ = ["Demands"]
