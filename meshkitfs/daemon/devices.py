@@ -32,11 +32,12 @@ from meshkitfs.core.device import (
     DeviceList,
     valid_device_name,
 )
-from meshkitfs.core.identity_record import verify_chain
+from meshkitfs.core.identity_record import IdentityRecord, verify_chain
 from meshkitfs.core.keys import SigningKey, fingerprint, kid_of
 from meshkitfs.core.memory import MEMORY_MAGIC, Whole, open_memories, seal_memory
 from meshkitfs.core.secret_memory import wipe
 from meshkitfs.daemon import config as configuration
+from meshkitfs.daemon.device_list import Entries, KeptList
 from meshkitfs.errors import MeshkitError
 from meshkitfs.identity import (
     ContactBook,
@@ -55,18 +56,14 @@ __all__ = ["REVOKED", "Devices"]
 
 _log = logging.getLogger(__name__)
 
-# Settings: the newest list (signed), the list that the next record brings, whom of the old list to tell that
-# it is off it, the record whose list everybody was told of, and the list that this device is not on.
-_LIST: Final = "device_list"
-_NEXT: Final = "device_next"
+# Settings: whom of the old list to tell that it is off it, the record whose list everybody was told of, and
+# the list that this device is not on.
 _GONE: Final = "device_gone"
 _TOLD: Final = "device_told"
 REVOKED: Final = "device_revoked"
 _TRIES: Final = 4
 # What a change of the list meets if another device was faster.
-_LATE: Final = frozenset({"identity_handle_taken", "metadata_unauthorized"})
-
-Entries = tuple[DeviceEntry, ...]
+_LATE: Final = frozenset({"identity_handle_taken", "metadata_unauthorized", "device_behind"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +100,7 @@ class Devices:
         self._root = root
         self._wall = wall
         self._turn = trio.Lock()
-        self._list: DeviceList | None = None
-        self._read = False
+        self._kept = KeptList(state)
         # `IdentityLife.rotate`, and what shuts the home when it is no device any more.
         self.rotate: Callable[..., Awaitable[Any]] | None = None
         self.shut: Callable[[MeshkitError], Awaitable[None]] | None = None
@@ -120,12 +116,7 @@ class Devices:
 
     def list(self) -> DeviceList | None:
         """Return the newest device list; None while there is none."""
-        if not self._read:
-            blob = self._state.setting(_LIST)
-            # Its signature was verified before it was kept, and the state is sealed.
-            self._list = DeviceList.peek(blob) if blob is not None else None
-            self._read = True
-        return self._list
+        return self._kept.get()
 
     def shut_out(self) -> bool:
         """Whether this device was taken off the list."""
@@ -225,6 +216,10 @@ class Devices:
                 listed = letter.proved()
                 if listed.seq <= me.public.seq or letter.chain[: len(me.chain)] != me.chain:
                     raise MeshkitError("invalid_record", "of before, or of another chain")
+                left_out = {entry.kid for entry in known.entries} - {entry.kid for entry in listed.entries}
+                if left_out and listed.signer == me.signing.kid:
+                    # Whoever is taken off has these keys, and could say it of others: so it takes new ones.
+                    raise MeshkitError("invalid_record", "of fewer devices, with the keys of before")
                 verify_chain(letter.chain)
             except MeshkitError as error:
                 _log.info("a letter of another device is not for now: %s", error.detail)
@@ -249,6 +244,7 @@ class Devices:
                 return True
             async with self._holder.changing():
                 new = await trio.to_thread.run_sync(followed, self._holder.identity, letter)
+                await trio.to_thread.run_sync(self._kept.expect, news.list.at, news.list.entries)
                 await self._holder.replace(new)
         except MeshkitError as error:
             if error.code not in ("invalid_record", "identity_corrupt"):
@@ -266,9 +262,7 @@ class Devices:
         return True
 
     async def _keep(self, blob: bytes, parsed: DeviceList) -> None:
-        await trio.to_thread.run_sync(self._state.set_setting, _LIST, blob)
-        await trio.to_thread.run_sync(self._state.drop_setting, _NEXT)
-        self._list, self._read = parsed, True
+        await trio.to_thread.run_sync(self._kept.keep, blob, parsed)
 
     async def _end(self) -> None:
         if self.shut is not None:
@@ -287,7 +281,7 @@ class Devices:
                 return
             known = self.list()
             if known is None or known.at != at:
-                entries = self._next(at) or (known.entries if known is not None else ())
+                entries = self._kept.due(me.chain)
                 if not entries:
                     return
                 listed = DeviceList.of(me.record, entries, int(self._wall()))
@@ -301,9 +295,9 @@ class Devices:
             await trio.to_thread.run_sync(self._state.set_setting, _TOLD, at)
 
     async def _tell_all(self, device: Identity, me: Identity) -> None:
-        known, blob = self.list(), self._state.setting(_LIST)
+        known = self.list()
         assert known is not None  # `announce` has made it
-        letter = DeviceLetter(blob, me.chain)
+        letter = DeviceLetter(self._kept.signed(), me.chain)
         for record in cbor.decode(self._state.setting(_GONE) or cbor.encode([])):
             await self._post(device.signing, letter, verify_chain([record]).enc)
         full = await trio.to_thread.run_sync(_with_keys, letter, me)
@@ -320,14 +314,6 @@ class Devices:
         wipe(text)
         for part in parts:
             await self._metadata.post_letter(kid_of(to), part)
-
-    def _next(self, at: bytes) -> Entries:
-        """Return the list that was to come with the record of hash ``at``; empty if there was none."""
-        blob = self._state.setting(_NEXT)
-        wanted = cbor.decode(blob) if isinstance(blob, bytes) else {}
-        if wanted.get("at") != at:
-            return ()
-        return tuple(DeviceEntry(**item) for item in wanted["devices"])
 
     # -- changing --------------------------------------------------------------------------------
 
@@ -365,7 +351,7 @@ class Devices:
         state = await trio.to_thread.run_sync(self._state.carried.give)
         stores = replace(self._config, key_vault=None, mount=configuration.MountConfig())
         letter = replace(
-            await trio.to_thread.run_sync(_with_keys, DeviceLetter(self._state.setting(_LIST), me.chain), me),
+            await trio.to_thread.run_sync(_with_keys, DeviceLetter(self._kept.signed(), me.chain), me),
             stores=json.dumps(stores.as_dict(self._root)),
             state=state,
         )
@@ -400,14 +386,18 @@ class Devices:
         """Publish what ``edit`` makes of the list, on top of whatever other devices did meanwhile."""
         assert self.rotate is not None  # set where this is assembled
         for left in reversed(range(_TRIES)):
-            known = self.list()
+            # What an earlier change did not come to: `edit` must not begin with the list of before it.
+            await self.announce()
+            known, base = self.list(), self._holder.identity.public.digest
             entries = edit(known.entries if known is not None else ())
             if entries is None:
                 return
 
-            def prepare(record: bytes, entries: Entries = entries) -> None:
-                value = {"at": record_hash(record), "devices": [_plain(entry) for entry in entries]}
-                self._state.set_setting(_NEXT, cbor.encode(value))
+            def prepare(record: bytes, entries: Entries = entries, base: bytes = base) -> None:
+                if IdentityRecord.parse_self_signed(record).prev != base:
+                    # Another change came in between, and its list is not what `edit` has seen.
+                    raise MeshkitError("device_behind", "the list has just been changed")
+                self._kept.expect(record_hash(record), entries)
 
             try:
                 await self.rotate(signing=new_keys, encryption=new_keys, again=True, prepare=prepare)
@@ -430,10 +420,6 @@ class Devices:
                 await publish(device, self._metadata)
             await trio.to_thread.run_sync(self._keys.keep, device)
         return device
-
-
-def _plain(entry: DeviceEntry) -> dict[str, Any]:
-    return {"name": entry.name, "record": entry.record, "added": entry.added, "by": entry.by}
 
 
 def _with_keys(letter: DeviceLetter, me: Identity) -> DeviceLetter:

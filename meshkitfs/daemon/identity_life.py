@@ -80,13 +80,14 @@ class IdentityLife:
 
     async def _look(self, *, first: bool) -> None:
         async with self._turn:
-            me = self._unlocked()
             now = int(self._wall())
-            if me.pending is None and not me.unfinished and self.schedule.due(me, now):
-                _log.info("the identity gets new keys, as it was told to")
-                await self._holder.replace(prepared(me, now, signing=True, encryption=True))
-            elif me.pending is None and renewal_due(me, now):
-                await self._holder.replace(prepared(me, now))
+            async with self._holder.changing():
+                me = self._unlocked()
+                if me.pending is None and not me.unfinished and self.schedule.due(me, now):
+                    _log.info("the identity gets new keys, as it was told to")
+                    await self._holder.replace(prepared(me, now, signing=True, encryption=True))
+                elif me.pending is None and renewal_due(me, now):
+                    await self._holder.replace(prepared(me, now))
             await self._settle()
             if first and await standing(self._holder.identity, self._metadata) == "behind":
                 await publish(self._holder.identity, self._metadata)
@@ -109,13 +110,15 @@ class IdentityLife:
         block) before it is kept or shown to anybody.
         """
         async with self._turn:
-            me = self._unlocked()
-            resumed = me.pending is not None or (me.unfinished and not again)
-            if not resumed:
-                new = prepared(me, int(self._wall()), signing=signing, encryption=encryption)
-                if prepare is not None and new.pending is not None:
-                    await trio.to_thread.run_sync(prepare, new.pending.record)
-                await self._holder.replace(new)
+            # Keys that another device has sent must not come between: they would be written over.
+            async with self._holder.changing():
+                me = self._unlocked()
+                resumed = me.pending is not None or (me.unfinished and not again)
+                if not resumed:
+                    new = prepared(me, int(self._wall()), signing=signing, encryption=encryption)
+                    if prepare is not None and new.pending is not None:
+                        await trio.to_thread.run_sync(prepare, new.pending.record)
+                    await self._holder.replace(new)
             await self._settle()
             if not self._holder.identity.unfinished:
                 return Rotated(resumed, (), ())
@@ -135,6 +138,7 @@ class IdentityLife:
     async def _sign_shares(self) -> tuple[list[str], list[tuple[str, MeshkitError]]]:
         signed: list[str] = []
         left: list[tuple[str, MeshkitError]] = []
+        chain = self._holder.identity.chain
         for share in list(self._book.shares.values()):
             if not share.row.mine:
                 continue
@@ -145,5 +149,8 @@ class IdentityLife:
                 _log.warning("share %r is not signed with the new key yet: %s", share, error.code)
                 left.append((share.name, error))
         if not left:
-            await self._holder.replace(dataclasses.replace(self._holder.identity, unfinished=False))
+            async with self._holder.changing():
+                # Unless there are newer keys meanwhile, with which nothing is signed yet.
+                if (me := self._holder.identity).chain == chain:
+                    await self._holder.replace(dataclasses.replace(me, unfinished=False))
         return signed, left
