@@ -74,6 +74,12 @@ def talking(data):
                     if data is not None:
                         connection.recv(65536)
                         connection.sendall(data)
+                        connection.shutdown(socket.SHUT_WR)
+                        # What came and was not read would have the kernel take back what was said.
+                        connection.settimeout(10)
+                        with contextlib.suppress(OSError):
+                            while connection.recv(65536):
+                                pass
                         connection.close()
 
         thread = threading.Thread(target=run, daemon=True)

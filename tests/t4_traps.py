@@ -306,6 +306,7 @@ class TestTheEnd:
         daemon = mount(grace=15 if in_time else 0.3)
         ino = daemon("make", "f", "text")
         daemon("gate", "statfs")
+        daemon("gate", "read")
         reader = daemon.start(
             "file = open(at('f'), 'rb', 0); print(json.dumps('open'), flush=True); sys.stdin.readline()\n"
             "result = fails(os.read, file.fileno(), 10)"
@@ -329,7 +330,12 @@ for thread in threads: thread.join()
             daemon("ping")
         if in_time:
             daemon("open_gate", "statfs")
-        assert reader.result() in ({"ok"} if in_time else {"ECONNABORTED", "ENOTCONN"})
+            daemon("wait_for", "read", 1)
+            daemon("open_gate", "read")
+            # If the page is dropped before the reader has seen it, the kernel asks once more, for a mount that has ended.
+            assert reader.result() in {"ok", "ENOTCONN"}
+        else:
+            assert reader.result() in {"ECONNABORTED", "ENOTCONN"}
         crowd.result()
         assert daemon.process.wait(20) == 0
 

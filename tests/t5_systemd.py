@@ -303,6 +303,37 @@ def test_the_helper_mounts_an_empty_directory_and_nothing_else(tmp_path, ask):
     assert ask({"do": "clear", "point": str(point)}) == ({"ok": False}, [])
 
 
+@needs_fuse
+@pytest.mark.parametrize("when", ["before it resolves the path", "after"])
+def test_a_directory_that_is_exchanged_meanwhile_hides_nothing(tmp_path, ask, monkeypatch, when):
+    """A daemon that was taken over may write to where it mounts, and has the helper mount over another place."""
+    victim, point = tmp_path / "victim" / ".ssh", tmp_path / "own" / ".ssh"
+    for directory in (victim, point):
+        directory.mkdir(parents=True, mode=0o700)
+    (victim / "id").write_text("private")
+    swap = f"mv '{tmp_path}/own' '{tmp_path}/gone' && ln -s '{tmp_path}/victim' '{tmp_path}/own'"
+    real = shutil.which("fusermount3")
+    # The second is the worst that can be: the program itself is given the other place.
+    place = '"$@"' if when.startswith("before") else f"-o rw,fsname=meshkitfs,subtype=meshkitfs -- '{victim}'"
+    program = tmp_path / "bin" / "fusermount3"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -u ] && exec {real} "$@"\n[ -e \'{tmp_path}/gone\' ] || {{ {swap}; }}\n'
+        f"exec {real} {place}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    answer = ask({"do": "mount", "point": str(point), "read_only": False})
+    for descriptor in answer[1]:
+        os.close(descriptor)
+    left = [mount.path for mount in preflight.mounts() if mount.path.startswith(str(tmp_path))]
+    for path in left:
+        preflight.clear_stale(path)
+    assert left == []
+    assert refusal(answer) == "mount_failed"
+    assert (victim / "id").read_text() == "private"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="ONLY ROOT CAN BE TWO USERS")
 def test_the_helper_works_for_its_own_user_only(tmp_path):
     """The program itself, started as systemd does, but by another user than the one that has connected."""

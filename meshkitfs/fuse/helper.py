@@ -2,7 +2,7 @@
 
 It may do what that daemon may not, so it does little: meshkitfs mounts with fixed options, on an empty
 directory of this user, named without symbolic links. A daemon that was taken over cannot hide ~/.ssh behind a
-mount.
+mount, nor by exchanging directories while it is at work.
 """
 
 from __future__ import annotations
@@ -82,11 +82,33 @@ def _do(request: dict[str, Any], descriptors: list[int]) -> bool:
         raise MeshkitError("invalid_argument", "the mount helper does not understand")
     preflight.check_system()
     preflight.check_mountpoint(point, ())
-    info = os.stat(point)
-    if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise MeshkitError("mount_failed", f"{point} must be yours, and not writable for others")
-    descriptors.append(_mount(point, "ro" if request["read_only"] else "rw"))
+    # Opened, and looked at again when it is mounted: until then whoever may write to where it is can put
+    # another directory at that path, and fusermount3 takes nothing but a path.
+    try:
+        directory = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise MeshkitError("mount_failed", f"{point}: {error.strerror}") from None
+    try:
+        info = os.fstat(directory)
+        if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise MeshkitError("mount_failed", f"{point} must be yours, and not writable for others")
+        before = preflight.mounts()
+        descriptor = _mount(point, "ro" if request["read_only"] else "rw")
+        made = [mount for mount in preflight.mounts() if mount not in before]
+        if os.listdir(directory) or not _covered(directory, point, made):
+            os.close(descriptor)  # the mount is dead with it, wherever it is
+            for mount in made:
+                preflight.clear_stale(mount.path)
+            raise MeshkitError("mount_failed", f"{point} was exchanged meanwhile")
+    finally:
+        os.close(directory)
+    descriptors.append(descriptor)
     return True
+
+
+def _covered(directory: int, point: str, made: list[preflight.Mount]) -> bool:
+    """Say whether one of the mounts ``made`` is over ``directory``, which was and is at ``point``."""
+    return any(mount.path == point for mount in made) and os.readlink(f"/proc/self/fd/{directory}") == point
 
 
 def _mount(point: str, access: str) -> int:
