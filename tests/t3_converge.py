@@ -114,6 +114,21 @@ def trio(tmp_path):
 # -- told step by step ---------------------------------------------------------------------------------------
 
 
+def test_no_answer_of_before_is_the_reason_of_a_lost_race(trio):
+    """Nobody said what had changed when it was asked; after the partition somebody does, and the two are merged."""
+    trio.as_("bob").write("his", b"of bob")
+    trio.flush("bob")
+    share = trio.devices["alice"].share()
+    share._store_tick()  # noticed, and then cut off
+    trio.links["alice"].metadata = True
+    trio.world.run(share._renew)
+    assert share.unconfirmed.code == "freshness_unproven"
+    trio.heal()
+    trio.as_("alice").write("hers", b"of alice")
+    trio.flush("alice")
+    assert {"his", "hers"} <= set(trio.settle())
+
+
 @pytest.mark.parametrize(
     ("what", "order"),
     [("metadata", NAMES), ("store", NAMES[::-1]), ("both", ("bob", "carol", "alice"))],

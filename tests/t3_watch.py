@@ -82,10 +82,11 @@ class Terminal:
         return True
 
     def ended(self) -> int:
-        code = self.process.wait(PATIENCE)
-        while self._read(0):
-            pass
-        return code
+        deadline = time.monotonic() + PATIENCE
+        # Read meanwhile: a terminal takes only so much that nobody reads.
+        while self._read(0.05) or self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text()
+        return self.process.returncode
 
     def settings(self):
         return termios.tcgetattr(self._slave)

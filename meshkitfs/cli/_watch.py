@@ -157,7 +157,6 @@ def _on_screen(context: Context, show: Show) -> None:
     lines: list[str] = []
     with (
         _keys() as waiting,
-        contextlib.suppress(KeyboardInterrupt),
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
         due = 0.0
@@ -193,19 +192,28 @@ def _drawn(console: Console, lines: list[str]) -> RenderableType:
 def _keys() -> Iterator[Callable[[float], bytes]]:
     """Read single keys without showing them; yield what waits for one, for so many seconds or a new size.
 
-    Ctrl-C stays an interruption; SIGTERM ends it as one, so that the terminal is itself again in each case.
+    Ctrl-C and SIGTERM read as ``q``. They are noted and not raised: an exception that comes at any place may
+    be swallowed there, or leave the terminal as it is.
     """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handlers = {signal.SIGWINCH: _nothing, signal.SIGTERM: _interrupt}
+    told: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        told.append(number)
+
+    handlers = {signal.SIGWINCH: _nothing, signal.SIGTERM: end, signal.SIGINT: end}
     replaced = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def waiting(seconds: float) -> bytes:
-        ready, _, _ = select.select([descriptor, reader], [], [], seconds)
+        # One that comes between the two looks is in the pipe.
+        ready, _, _ = select.select([descriptor, reader], [], [], 0.0 if told else seconds)
         if reader in ready:
             os.read(reader, 64)
+        if told:
+            return b"q"
         return (os.read(descriptor, 1) or b"q") if descriptor in ready else b""
 
     try:
@@ -225,7 +233,3 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
 
 def _nothing(_number: int, _frame: object) -> None:
     """A handler of its own, so that the signal reaches the pipe and ends the wait."""
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt

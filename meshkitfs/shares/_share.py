@@ -465,6 +465,7 @@ class Share(Access):
         With ``alone`` the caller holds ``_cycle`` too, and nothing is committed meanwhile.
         """
         give_up = trio.current_time() + RACE_DEADLINE_S
+        lost = False
         while True:
             async with nullcontext() if alone else self._cycle:
                 await self._outbox.settle()
@@ -475,6 +476,8 @@ class Share(Access):
                         self._tick = -1
                     self._unsure = False
                 grant = await self._catch_up(await self._renew())
+                if lost and self.unconfirmed is not None:
+                    raise self.unconfirmed  # somebody was faster, and nobody says with what
                 grant.require(right)
                 await self._commit_locally(grant)
                 await self._drop_superseded(grant)
@@ -482,8 +485,9 @@ class Share(Access):
             if commit is None or await self._publish(commit, grant.roster.writers, alone=alone):
                 self._is_out()
                 return grant
+            lost = True
             if self.unconfirmed is not None:
-                raise self.unconfirmed  # somebody was faster, and nobody says with what
+                self._tick = -1  # that nobody answered was before; now somebody may say what is newer
             if trio.current_time() > give_up:
                 raise MeshkitError("head_conflict", f"others were faster for {RACE_DEADLINE_S} s")
 
