@@ -683,7 +683,8 @@ def stranger():
         ]  # fmt: skip
         yield *usable_python(prefix), Path(user.pw_dir), shared
     finally:
-        subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
+        # Forced, or a process of his that has not quite ended keeps him, and the next run finds him there.
+        subprocess.run(["userdel", "--force", "--remove", name], check=True, capture_output=True)
         shutil.rmtree(base)
 
 
