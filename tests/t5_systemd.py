@@ -304,7 +304,7 @@ def test_the_helper_mounts_an_empty_directory_and_nothing_else(tmp_path, ask):
 
 
 @needs_fuse
-@pytest.mark.parametrize("when", ["before it resolves the path", "after"])
+@pytest.mark.parametrize("when", ["before it resolves the path", "after", "and removed"])
 def test_a_directory_that_is_exchanged_meanwhile_hides_nothing(tmp_path, ask, monkeypatch, when):
     """A daemon that was taken over may write to where it mounts, and has the helper mount over another place."""
     victim, point = tmp_path / "victim" / ".ssh", tmp_path / "own" / ".ssh"
@@ -312,9 +312,11 @@ def test_a_directory_that_is_exchanged_meanwhile_hides_nothing(tmp_path, ask, mo
         directory.mkdir(parents=True, mode=0o700)
     (victim / "id").write_text("private")
     swap = f"mv '{tmp_path}/own' '{tmp_path}/gone' && ln -s '{tmp_path}/victim' '{tmp_path}/own'"
+    if when == "and removed":
+        swap = f"rmdir '{point}' && {swap}"
     real = shutil.which("fusermount3")
     # The second is the worst that can be: the program itself is given the other place.
-    place = '"$@"' if when.startswith("before") else f"-o rw,fsname=meshkitfs,subtype=meshkitfs -- '{victim}'"
+    place = '"$@"' if when != "after" else f"-o rw,fsname=meshkitfs,subtype=meshkitfs -- '{victim}'"
     program = tmp_path / "bin" / "fusermount3"
     program.parent.mkdir()
     program.write_text(

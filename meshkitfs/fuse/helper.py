@@ -82,8 +82,16 @@ def _do(request: dict[str, Any], descriptors: list[int]) -> bool:
         raise MeshkitError("invalid_argument", "the mount helper does not understand")
     preflight.check_system()
     preflight.check_mountpoint(point, ())
-    # Opened, and looked at again when it is mounted: until then whoever may write to where it is can put
-    # another directory at that path, and fusermount3 takes nothing but a path.
+    descriptors.append(_mount_over(point, "ro" if request["read_only"] else "rw"))
+    return True
+
+
+def _mount_over(point: str, access: str) -> int:
+    """Mount over the directory that is at ``point`` now, and over no other; returns the descriptor.
+
+    Until it is mounted, whoever may write to where ``point`` is can put another directory there, and
+    fusermount3 takes nothing but a path. So the directory is held open, and looked at again afterwards.
+    """
     try:
         directory = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -92,18 +100,19 @@ def _do(request: dict[str, Any], descriptors: list[int]) -> bool:
         info = os.fstat(directory)
         if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise MeshkitError("mount_failed", f"{point} must be yours, and not writable for others")
+        if os.listdir(directory):
+            raise MeshkitError("mountpoint_not_empty", f"{point} was exchanged meanwhile")
         before = preflight.mounts()
-        descriptor = _mount(point, "ro" if request["read_only"] else "rw")
+        descriptor = _mount(point, access)
         made = [mount for mount in preflight.mounts() if mount not in before]
-        if os.listdir(directory) or not _covered(directory, point, made):
+        if not _covered(directory, point, made):
             os.close(descriptor)  # the mount is dead with it, wherever it is
             for mount in made:
                 preflight.clear_stale(mount.path)
             raise MeshkitError("mount_failed", f"{point} was exchanged meanwhile")
     finally:
         os.close(directory)
-    descriptors.append(descriptor)
-    return True
+    return descriptor
 
 
 def _covered(directory: int, point: str, made: list[preflight.Mount]) -> bool:
